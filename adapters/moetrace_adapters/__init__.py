@@ -1,0 +1,1 @@
+"""Adapters: each module connects moetrace to the training framework it is named after."""
