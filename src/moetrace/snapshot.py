@@ -8,12 +8,21 @@ from it when somebody asks, after everything that should be added has been added
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.layout import FRACTION_BITS, SCALARS
+from moetrace.layout import FRACTION_BITS, SCALARS, decode
+from moetrace.metrics import (
+    METRICS,
+    LayerSpread,
+    ScoreSums,
+    layer_detail,
+    layer_summary,
+    spread,
+    window_metrics,
+)
 
 __all__ = ["SCHEMA", "RoutingStats", "Snapshot", "merge"]
 
@@ -107,6 +116,52 @@ class RoutingStats:
         """A per-expert sum of reals as float64, shape ``(E,)``."""
         return np.asarray(getattr(self, name)) / float(1 << FRACTION_BITS[name])
 
+    def metrics(self) -> dict[str, float | None]:
+        """Every metric of this window of this layer, by name; never NaN.
+
+        What each means, its unit and its healthy range stand in ``docs/metrics.md``. None marks a
+        metric that is undefined or withheld; `withheld` says why.
+
+        >>> counts = np.array([3, 1])
+        >>> stats = RoutingStats("mlp", 2, 1, "none", counts, counts * 0, counts * 0, tokens=4)
+        >>> stats.metrics()["max_vio"], stats.metrics()["z_loss"]
+        (0.5, None)
+        """
+        values, _ = self._window()
+        return {name: values.get(name) for name in METRICS}
+
+    def withheld(self) -> dict[str, str]:
+        """Why each metric that `metrics` gives as None has no value, by name.
+
+        >>> counts = np.array([3, 1])
+        >>> stats = RoutingStats("mlp", 2, 1, "softmax", counts, counts * 0, counts * 0, tokens=5)
+        >>> stats.withheld()["max_vio"]
+        'found 4 assignments where tokens * top_k is 5'
+        """
+        return self._window()[1]
+
+    def _window(self) -> tuple[dict[str, float], dict[str, str]]:
+        return window_metrics(
+            self.tokens_per_expert,
+            tokens=self.tokens,
+            top_k=self.top_k,
+            out_of_range=self.out_of_range,
+            dropped=self.dropped,
+            scores=self._scores(),
+        )
+
+    def _scores(self) -> ScoreSums | None:
+        if self.scoring == "none":
+            return None
+        return ScoreSums(
+            tokens=self.scored_tokens,
+            prob_sum=self.decoded("prob_sum"),
+            entropy=decode("entropy_sum", self.entropy_sum),
+            confidence=decode("confidence_sum", self.confidence_sum),
+            margin=decode("margin_sum", self.margin_sum),
+            lse_sq=decode("lse_sq_sum", self.lse_sq_sum),
+        )
+
 
 VECTORS = ("tokens_per_expert", "prob_sum", "gate_weight_sum")
 """The fields of `RoutingStats` with one entry per expert, in the order of the accumulator."""
@@ -159,6 +214,47 @@ class Snapshot:
                 return stats
         raise KeyError(f"no layer {layer!r}; the layers are {', '.join(self.layers)}")
 
+    def spread(
+        self, metric: str, *, worst: Literal["highest", "lowest"] = "highest"
+    ) -> LayerSpread | None:
+        """One metric of `RoutingStats.metrics` over the layers: percentiles and the worst layer.
+
+        Args:
+            metric: A key of `RoutingStats.metrics`.
+            worst: Which end is bad.
+
+        Returns:
+            The spread, or None where no layer has the metric.
+
+        Raises:
+            KeyError: There is no such metric.
+        """
+        if metric not in METRICS:
+            raise KeyError(f"no metric {metric!r}; the metrics are {', '.join(METRICS)}")
+        return spread({stats.layer: stats.metrics()[metric] for stats in self}, worst=worst)
+
+    def metrics(self, *, per_layer: bool = False) -> dict[str, float]:
+        """The window in a few numbers, under the names that a tracker shows them with.
+
+        At most 13 keys, whatever the model's size, and never NaN: a key is absent where no layer
+        has its metric. Means are over layers, unweighted.
+
+        Args:
+            per_layer: Add ``moe/{layer}/{metric}``, five keys a layer.
+
+        >>> counts = np.array([3, 1])
+        >>> stats = RoutingStats("mlp", 2, 1, "none", counts, counts * 0, counts * 0, tokens=4)
+        >>> Snapshot("run", 0, 0, 0, "train", 1, 1, 0.0, (stats,)).metrics()["moe/worst_max_vio"]
+        0.5
+        """
+        by_layer = {stats.layer: stats.metrics() for stats in self}
+        summary = layer_summary(by_layer)
+        summary["moe/dropped_assignments"] = float(sum(stats.dropped for stats in self))
+        summary["moe/nonfinite_tokens"] = float(sum(stats.nonfinite for stats in self))
+        if per_layer:
+            summary.update(layer_detail(by_layer))
+        return summary
+
     def to_dict(self) -> dict[str, Any]:
         """The snapshot as plain numbers, strings, lists and dicts; `from_dict` reads it back."""
         record: dict[str, Any] = {
@@ -182,7 +278,8 @@ class Snapshot:
             )
         try:
             routing = tuple(RoutingStats(**stats) for stats in record["routing"])
-            return cls(**{**record, "routing": routing})
+            known: dict[str, Any] = {**record, "routing": routing}
+            return cls(**known)
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a snapshot: {error}") from error
 
@@ -224,15 +321,16 @@ def _merged(stats: Sequence[RoutingStats]) -> RoutingStats:
     last = stats[-1]
     if any(item.num_experts != last.num_experts for item in stats):
         raise ValueError(f"{last.layer} has {[item.num_experts for item in stats]} experts")
-    vectors = {name: np.sum([getattr(s, name) for s in stats], axis=0) for name in VECTORS}
-    counters = {name: sum(int(getattr(item, name)) for item in stats) for name in COUNTERS}
+    sums: dict[str, Any] = {
+        name: np.sum([getattr(item, name) for item in stats], axis=0) for name in VECTORS
+    }
+    sums.update({name: sum(int(getattr(item, name)) for item in stats) for name in COUNTERS})
     return RoutingStats(
         layer=last.layer,
         num_experts=last.num_experts,
         top_k=last.top_k,
         scoring=last.scoring,
-        **vectors,
-        **counters,
+        **sums,
     )
 
 

@@ -1,0 +1,86 @@
+"""Pure functions of counts and sums: what one window of one layer says, and how layers compare.
+
+```
+balance           how evenly the assignments fall on the experts
+routing_scores    what the router's own scores say: entropy, confidence, losses
+noise_floor       what a perfectly uniform router would show by chance
+expected_maximum  the same for MaxVio
+placement         load of the EP ranks for a given placement of the experts
+window            all metrics of one window of one layer, and which are withheld and why
+layers            percentiles over layers, and the worst layer by name
+summary           the few keys that a tracker shows
+```
+
+Nothing here imports torch or knows what a snapshot is. Every entry has a page in `docs/metrics.md`.
+"""
+
+from moetrace.metrics.balance import (
+    active_experts,
+    avg_vio,
+    dead_experts,
+    effective_experts,
+    hot_experts,
+    load_cv,
+    load_entropy,
+    load_entropy_normalized,
+    load_gini,
+    load_imbalance,
+    load_share,
+    max_vio,
+    min_vio,
+)
+from moetrace.metrics.expected_maximum import max_vio_floor
+from moetrace.metrics.layers import LayerSpread, spread
+from moetrace.metrics.noise_floor import (
+    avg_vio_floor,
+    dead_experts_floor,
+    load_cv_floor,
+    load_gini_floor,
+)
+from moetrace.metrics.placement import rank_imbalance, rank_load
+from moetrace.metrics.routing_scores import (
+    confidence,
+    load_balancing_loss,
+    margin,
+    routing_entropy,
+    routing_entropy_normalized,
+    z_loss,
+)
+from moetrace.metrics.summary import layer_detail, layer_summary
+from moetrace.metrics.window import METRICS, ScoreSums, window_metrics
+
+__all__ = [
+    "METRICS",
+    "LayerSpread",
+    "ScoreSums",
+    "active_experts",
+    "avg_vio",
+    "avg_vio_floor",
+    "confidence",
+    "dead_experts",
+    "dead_experts_floor",
+    "effective_experts",
+    "hot_experts",
+    "layer_detail",
+    "layer_summary",
+    "load_balancing_loss",
+    "load_cv",
+    "load_cv_floor",
+    "load_entropy",
+    "load_entropy_normalized",
+    "load_gini",
+    "load_gini_floor",
+    "load_imbalance",
+    "load_share",
+    "margin",
+    "max_vio",
+    "max_vio_floor",
+    "min_vio",
+    "rank_imbalance",
+    "rank_load",
+    "routing_entropy",
+    "routing_entropy_normalized",
+    "spread",
+    "window_metrics",
+    "z_loss",
+]
