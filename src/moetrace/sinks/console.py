@@ -1,0 +1,89 @@
+"""One readable line per window."""
+
+import sys
+from typing import TextIO
+
+from moetrace.metrics import spread
+from moetrace.sinks.printable import printable
+from moetrace.snapshot import Snapshot
+
+__all__ = ["ConsoleSink", "span_text", "window_line"]
+
+
+class ConsoleSink:
+    """Prints one line per window, for whoever watches the log of a training.
+
+    Args:
+        stream: Where to; standard output by default, as it stands at each write.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream
+
+    def write(self, snapshot: Snapshot, /) -> None:
+        """Print `window_line` of it."""
+        stream = self._stream or sys.stdout
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        line = window_line(snapshot).encode(encoding, "backslashreplace").decode(encoding)
+        # One call: another thread's print must not come between the line and its end.
+        stream.write(f"{line}\n")
+        stream.flush()
+
+    def close(self) -> None:
+        """Do nothing: the stream belongs to whoever opened it, and every line is flushed."""
+
+
+def window_line(snapshot: Snapshot) -> str:
+    """One window in one line: steps, tokens, load CV, worst layer, routing entropy, dead experts.
+
+    CV and entropy are means over the layers. The worst layer is the one whose MaxVio is furthest
+    above its floor, what a uniform router would show by chance in as many tokens. A figure that no
+    layer has is a dash.
+
+    >>> import numpy as np
+    >>> from moetrace.snapshot import RoutingStats
+    >>> counts = np.array([3, 1])
+    >>> stats = RoutingStats("mlp", 2, 1, "none", counts, counts * 0, counts * 0, tokens=4)
+    >>> window_line(Snapshot("run", 0, 0, 0, "train", 1, 10, 0.0, (stats,)))
+    'train steps 1-10: 4 tokens, CV 0.500, MaxVio 0.500 (chance 0.375) in mlp, entropy -, dead 0/2'
+    """
+    rows = {stats.layer: stats.metrics() for stats in snapshot}
+    worst = spread({layer: row["max_vio_excess"] for layer, row in rows.items()})
+    balance = "MaxVio -"
+    if worst is not None:
+        row = rows[worst.worst_layer]
+        balance = (
+            f"MaxVio {_number(row['max_vio'])} (chance {_number(row['max_vio_floor'])}) "
+            f"in {printable(worst.worst_layer)}"
+        )
+    experts = sum(stats.num_experts for stats in snapshot)
+    dead = [row["dead_experts"] for row in rows.values() if row["dead_experts"] is not None]
+    return (
+        f"{printable(snapshot.phase)} {span_text(snapshot)}: "
+        f"{max((stats.tokens for stats in snapshot), default=0):,} tokens, "
+        f"CV {_mean([row['load_cv'] for row in rows.values()])}, {balance}, "
+        f"entropy {_mean([row['routing_entropy'] for row in rows.values()])}, "
+        f"dead {f'{sum(dead):.0f}' if dead else '-'}/{experts}"
+    )
+
+
+def span_text(snapshot: Snapshot) -> str:
+    """The steps of a window in words.
+
+    >>> span_text(Snapshot("run", 0, 0, 0, "train", 11, 20, 0.0, ()))
+    'steps 11-20'
+    >>> span_text(Snapshot("run", 0, 0, 0, "train", 5, 5, 0.0, ()))
+    'step 5'
+    """
+    if snapshot.first_step == snapshot.last_step:
+        return f"step {snapshot.first_step}"
+    return f"steps {snapshot.first_step}-{snapshot.last_step}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _mean(values: list[float | None]) -> str:
+    found = [value for value in values if value is not None]
+    return _number(sum(found) / len(found) if found else None)
