@@ -15,16 +15,30 @@ if TYPE_CHECKING:
         RunFolderError,
         RunNotReadable,
     )
+    from moetrace.readers import Reader, Site, discover
+    from moetrace.routing import Routing
+    from moetrace.run import Run, open_run
+    from moetrace.sinks.base import Sink
     from moetrace.snapshot import RoutingStats, Snapshot
+    from moetrace.tracer import Tracer, attach
 
 _HOMES = {
     "AlreadyAttached": "moetrace.errors",
     "MoETraceError": "moetrace.errors",
     "NoRouterFound": "moetrace.errors",
+    "Reader": "moetrace.readers",
+    "Routing": "moetrace.routing",
     "RoutingStats": "moetrace.snapshot",
+    "Run": "moetrace.run",
     "RunFolderError": "moetrace.errors",
     "RunNotReadable": "moetrace.errors",
+    "Sink": "moetrace.sinks.base",
+    "Site": "moetrace.readers",
     "Snapshot": "moetrace.snapshot",
+    "Tracer": "moetrace.tracer",
+    "attach": "moetrace.tracer",
+    "discover": "moetrace.readers",
+    "open_run": "moetrace.run",
 }
 
 __version__ = "0.1.0"
@@ -32,10 +46,19 @@ __all__ = [
     "AlreadyAttached",
     "MoETraceError",
     "NoRouterFound",
+    "Reader",
+    "Routing",
     "RoutingStats",
+    "Run",
     "RunFolderError",
     "RunNotReadable",
+    "Sink",
+    "Site",
     "Snapshot",
+    "Tracer",
+    "attach",
+    "discover",
+    "open_run",
 ]
 
 

@@ -1,0 +1,122 @@
+"""The way of snapshots into one sink: a thread and a bounded queue of its own.
+
+A sink may be slow, hang or raise; neither the run folder nor another sink nor a step notices.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+
+from moetrace.sinks.base import Sink
+from moetrace.snapshot import Snapshot, merge
+
+__all__ = ["SinkFeed"]
+
+_log = logging.getLogger("moetrace")
+
+_LONGEST_QUEUE = 64
+_MOST_FAILURES = 10
+
+
+class SinkFeed:
+    """Feeds one sink, in order, from one thread.
+
+    When the sink is behind, the two oldest neighbouring windows of one phase become one: counts
+    add, so time resolution is lost and nothing else. A sink that raises is tried again with the
+    next snapshot and broken off after ten failures in a row; both are said once.
+
+    Args:
+        sink: Anything with ``write`` and ``close``.
+    """
+
+    def __init__(self, sink: Sink) -> None:
+        self.name = type(sink).__name__
+        self.first_error: Exception | None = None
+        self.broken = False
+        self._sink = sink
+        self._queue: deque[Snapshot] = deque()
+        self._wake = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(
+            target=self._run, name=f"moetrace-sink-{self.name}", daemon=True
+        )
+        self._thread.start()
+
+    def offer(self, snapshot: Snapshot) -> None:
+        """Queue a snapshot. Never blocks on the sink."""
+        if self.broken:
+            return
+        with self._wake:
+            if len(self._queue) >= _LONGEST_QUEUE:
+                self._shorten()
+            self._queue.append(snapshot)
+            self._wake.notify()
+
+    def drain(self, deadline: float) -> bool:
+        """Wait until everything queued was written, at most until ``deadline`` (monotonic)."""
+        with self._wake:
+            return self._wake.wait_for(
+                lambda: not self._queue or self.broken, max(0.0, deadline - time.monotonic())
+            )
+
+    def close(self, deadline: float) -> bool:
+        """Write what is queued, close the sink, end the thread; False if that came too late."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        return not self._thread.is_alive()
+
+    def _shorten(self) -> None:
+        # The head may be in the sink's hands, so the search starts behind it.
+        for index in range(1, len(self._queue) - 1):
+            pair = [self._queue[index], self._queue[index + 1]]
+            if pair[0].phase == pair[1].phase and pair[0].layers == pair[1].layers:
+                self._queue[index] = merge(pair)
+                del self._queue[index + 1]
+                return
+        del self._queue[1]  # 64 windows of alternating phases: the run folder still has them all
+
+    def _run(self) -> None:
+        failures = 0
+        while (snapshot := self._next()) is not None:
+            try:
+                self._sink.write(snapshot)
+                failures = 0
+            except BaseException as error:  # SystemExit of a sink ends its write, not our thread
+                failures += 1
+                self._note(error, "write")
+            with self._wake:
+                self._queue.popleft()
+                self.broken = failures >= _MOST_FAILURES
+                self._wake.notify_all()
+            if self.broken:
+                _log.warning(
+                    "%s failed %d times in a row and gets no more snapshots; they are all in the "
+                    "run folder",
+                    self.name,
+                    failures,
+                )
+                break
+        try:
+            self._sink.close()
+        except BaseException as error:
+            self._note(error, "close")
+
+    def _next(self) -> Snapshot | None:
+        with self._wake:
+            while not self._queue and not self._closing:
+                self._wake.wait(1.0)
+            return self._queue[0] if self._queue else None
+
+    def _note(self, error: BaseException, act: str) -> None:
+        if self.first_error is None:
+            self.first_error = error if isinstance(error, Exception) else RuntimeError(repr(error))
+            _log.warning(
+                "%s raised in %s: %r; training and the run folder go on, and the sink is tried "
+                "again with the next snapshot",
+                self.name,
+                act,
+                error,
+            )

@@ -1,0 +1,202 @@
+"""The accumulate operator: opaque to the compiler, and the one place that decides what counts.
+
+Which router it is, is the accumulator itself. Which tracer, is an int: a look-up in a weak registry
+that keeps nothing alive, where an unknown number means closed.
+
+Source of the rule for what counts: the graph task id is set exactly while autograd runs a backward,
+whichever way compile and checkpointing are composed; grad mode is read in the traced hook, because
+inside an opaque operator it is off in every compiled forward.
+"""
+
+import itertools
+import os
+import threading
+import weakref
+from collections import Counter
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from moetrace.layout import AccumulatorLayout
+from moetrace.ops.backward import in_backward
+from moetrace.ops.reference import routing_delta
+from moetrace.routing import Routing
+
+__all__ = ["Bin", "TracerState", "accumulate", "count", "register"]
+
+_MOST_FAILURES = 3
+
+
+class Bin(IntEnum):
+    """The rows of an accumulator: what an execution was, as far as it can tell at run time."""
+
+    FIRST = 0
+    """First pass with gradients: plain, or of a non-reentrant checkpoint."""
+    NO_GRAD = 1
+    """A rollout, or the first pass of a reentrant checkpoint; RECOMPUTED tells which."""
+    RECOMPUTED = 2
+    """Recomputation inside a backward; never added to a first pass."""
+    OTHER = 3
+    """A forward of the other phase that is open: evaluation, or one that the user named."""
+
+
+class TracerState:
+    """What the hooks and the operator of one tracer share; it knows neither model nor tracer.
+
+    Attributes:
+        handle: Number of this tracer in the registry.
+        paused: True while nothing is counted.
+        named: True while a phase that the user named is open.
+        mask_T: Real tokens of the running forward, bool ``(T,)``, or None.
+        given_mask: Whether the user gave that mask, which then outranks the model's own.
+        saw_no_grad, saw_other, saw_first: Whether a bin was written since it was last emptied.
+        misplaced: Whether an accumulator stood on another device than its router's output.
+        misfits: Forwards whose mask did not fit the router's tokens and was not applied.
+        errors: How often the counting failed, by text of the exception.
+        lock: Held for the final addition only, never around user code.
+    """
+
+    def __init__(self) -> None:
+        self.handle = -1
+        self.paused = False
+        self.named = False
+        self.mask_T: Tensor | None = None
+        self.given_mask = False
+        self.saw_first = False
+        self.saw_no_grad = False
+        self.saw_other = False
+        self.misplaced = False
+        self.misfits = 0
+        self.errors: Counter[str] = Counter()
+        self.failures: Counter[int] = Counter()
+        self.lock = threading.Lock()
+
+    def keep_mask(self, real_T: Tensor) -> None:
+        """Take over a mask. Its address stays while the size does, which CUDA graphs ask for."""
+        held = self.mask_T
+        if held is None or held.shape != real_T.shape or held.device != real_T.device:
+            with torch.inference_mode(False):
+                held = torch.empty_like(real_T, memory_format=torch.contiguous_format)
+        self.mask_T = held.copy_(real_T)
+
+
+_states: weakref.WeakValueDictionary[int, TracerState] = weakref.WeakValueDictionary()
+_handles = itertools.count()
+# A forked child (a DataLoader worker) inherits the hooks; it must not count into its parent's run.
+os.register_at_fork(after_in_child=_states.clear)
+
+
+def register(state: TracerState) -> int:
+    """Give the state a handle, under which the operator finds it while it lives."""
+    state.handle = next(_handles)
+    _states[state.handle] = state
+    return state.handle
+
+
+def count(
+    accumulator: Tensor,
+    logits_TE: Tensor | None,
+    topk_expert_ids_TK: Tensor,
+    topk_weights_TK: Tensor | None,
+    mask_T: Tensor | None,
+    grad: bool,
+    training: bool,
+    scoring: int,
+    handle: int,
+) -> None:
+    """Body of the operator: decide whether and where this execution counts, and add it.
+
+    Never raises an ``Exception``, never synchronises, draws no random number. After three failures
+    in a row the site stops counting.
+
+    Args:
+        accumulator: The router's sums, int64, ``(len(Bin), W)``; the only thing written.
+        logits_TE: Scores before softmax or sigmoid, or None.
+        topk_expert_ids_TK: Chosen experts.
+        topk_weights_TK: Their mixing weights, or None.
+        mask_T: Real tokens, or None.
+        grad: Grad mode as the hook saw it.
+        training: ``module.training`` of the router.
+        scoring: Position in `moetrace.ops.reference.SCORINGS`.
+        handle: Number of the tracer.
+
+    Cost: `routing_delta` and one addition; 3 us of bookkeeping where it does not count.
+    """
+    state = _states.get(handle)
+    if state is None or state.paused or topk_expert_ids_TK.is_meta:
+        return
+    row = _bin_of(state, grad, training)
+    if row is None:
+        return
+    # The address names the router well enough for bookkeeping of errors; it never decides a count.
+    if state.failures and state.failures[accumulator.data_ptr()] >= _MOST_FAILURES:
+        return
+    try:
+        num_experts = (accumulator.shape[1] - _FIXED_WIDTH) // _VECTORS
+        with torch.no_grad():
+            mask_T = _fitting(mask_T, topk_expert_ids_TK, state)
+            routing = Routing(topk_expert_ids_TK, logits_TE, topk_weights_TK)
+            delta = routing_delta(routing, mask_T, num_experts, scoring)
+            if delta.device != accumulator.device:
+                state.misplaced = True
+                delta = delta.to(accumulator.device)
+            with state.lock:
+                accumulator[row].add_(delta)
+    except Exception as error:
+        state.errors[f"{type(error).__name__}: {error}"] += 1
+        state.failures[accumulator.data_ptr()] += 1
+        return
+    if state.failures:
+        state.failures.pop(accumulator.data_ptr(), None)
+    if row == Bin.FIRST:
+        state.saw_first = True
+    elif row == Bin.NO_GRAD:
+        state.saw_no_grad = True
+    elif row == Bin.OTHER:
+        state.saw_other = True
+
+
+_VECTORS = AccumulatorLayout(num_experts=2).width - AccumulatorLayout(num_experts=1).width
+_FIXED_WIDTH = AccumulatorLayout(num_experts=1).width - _VECTORS
+
+
+def _bin_of(state: TracerState, grad: bool, training: bool) -> Bin | None:
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return None
+    if in_backward():
+        # Without gradients it is the inner pass of nested reentrant checkpoints. With them it is
+        # worth counting only where an undecided NO_GRAD waits for it.
+        undecided = grad and training and state.saw_no_grad and not state.named
+        return Bin.RECOMPUTED if undecided else None
+    if state.named or not training:
+        return Bin.OTHER
+    return Bin.FIRST if grad else Bin.NO_GRAD
+
+
+def _fitting(mask_T: Tensor | None, ids_TK: Tensor, state: TracerState) -> Tensor | None:
+    if mask_T is None:
+        return None
+    if mask_T.numel() * ids_TK.shape[-1] != ids_TK.numel():
+        state.misfits += 1
+        return None
+    return mask_T.reshape(-1).to(ids_TK.device)
+
+
+def _define() -> torch.library.Library:
+    library = torch.library.Library("moetrace", "DEF")
+    library.define(
+        "accumulate(Tensor(a!) accumulator, Tensor? logits_TE, Tensor topk_expert_ids_TK, "
+        "Tensor? topk_weights_TK, Tensor? mask_T, bool grad, bool training, int scoring, "
+        "int handle) -> ()",
+        tags=(torch.Tag.pt2_compliant_tag,),
+    )
+    library.impl("accumulate", count, "CompositeExplicitAutograd")
+    torch.library.register_fake("moetrace::accumulate", lambda *args: None, lib=library)
+    return library
+
+
+# Library and not the custom_op decorator, which costs five times as much per eager call.
+_library = _define()
+accumulate = torch.ops.moetrace.accumulate.default
+"""The operator: `count` behind the dispatcher, one node in a compiled graph."""

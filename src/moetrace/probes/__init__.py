@@ -1,0 +1,7 @@
+"""What is attached to a module."""
+
+from moetrace.probes.mask import MaskProbe, takes_a_mask
+from moetrace.probes.routing import RoutingProbe
+from moetrace.probes.stale_code import drop_stale_code
+
+__all__ = ["MaskProbe", "RoutingProbe", "drop_stale_code", "takes_a_mask"]

@@ -1,0 +1,84 @@
+"""A forward hook on a router: reader in, accumulator out."""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moetrace.ops import TracerState, accumulate, count
+from moetrace.readers import Reader
+
+__all__ = ["RoutingProbe"]
+
+_dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
+
+
+class RoutingProbe:
+    """Counts what one router decides: one operator, nothing else.
+
+    A callable object and no closure, so that a copy of the model (EMA, a pickle, ``torch.save``)
+    carries a hook that does nothing, needs no moetrace and leaves this run alone. It keeps neither
+    the model nor the tracer alive. Everything in it is the same for all routers of a model but the
+    accumulator, which is a tensor: a number per layer would recompile every block.
+
+    Args:
+        accumulator: The router's sums, `moetrace.accumulator`.
+        reader: Reads the routing; shared by the routers that it matches.
+        scoring: Position in `moetrace.ops.SCORINGS`.
+        state: Shared by all hooks of the tracer.
+    """
+
+    def __init__(
+        self, accumulator: Tensor, reader: Reader, scoring: int, state: TracerState
+    ) -> None:
+        self.accumulator = accumulator
+        self.reader = reader
+        self.scoring = scoring
+        self.state = state
+        self.handle = state.handle
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+    ) -> None:
+        """Count this forward. Cost: see `moetrace.ops.count`; returns None on every path."""
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+            return
+        try:
+            routing = self.reader.read(module, args, kwargs, output)
+        except Exception:
+            return  # shows as a site that never fired; a user's reader must not end the training
+        if routing is None:
+            return
+        logits_TE, weights_TK = routing.logits_TE, routing.topk_weights_TK
+        if logits_TE is not None:
+            logits_TE = logits_TE.detach()
+        if weights_TK is not None:
+            weights_TK = weights_TK.detach()
+        # A dispatch mode (selective checkpointing, FakeTensor) has to see one operator and nothing
+        # of what is inside it; without one the body is called directly, which saves 5 us.
+        plain = not torch.compiler.is_compiling() and _dispatch_modes() == 0
+        add = count if plain else accumulate
+        add(
+            self.accumulator,
+            logits_TE,
+            routing.topk_expert_ids_TK,
+            weights_TK,
+            self.state.mask_T,
+            torch.is_grad_enabled(),
+            module.training,
+            self.scoring,
+            self.handle,
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return _silent()
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return getattr, (contextlib.nullcontext(), "__exit__")
+
+
+def _silent() -> Callable[..., None]:
+    # Takes anything, does nothing, returns None, and is found in every Python.
+    return contextlib.nullcontext().__exit__

@@ -1,0 +1,254 @@
+"""Steps, phases and windows of one tracer: what happens between the hooks and the writer."""
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from moetrace.accumulator import Accumulators
+from moetrace.host_copy import HostCopies
+from moetrace.ops import TracerState
+from moetrace.probes import RoutingProbe
+from moetrace.snapshot import Snapshot
+from moetrace.writer import ClosedWindow, Writer
+
+__all__ = ["Recording", "device_of"]
+
+_log = logging.getLogger("moetrace")
+
+CLOSE_TIMEOUT = 5.0
+"""Seconds that closing may take, whatever a disk or a sink does."""
+
+
+class Recording:
+    """Commits pending forwards at step ends, closes windows, hands them to the writer.
+
+    It never waits for the device, a disk, a sink or another rank; `flush` and `close` wait for the
+    writer, with a deadline.
+
+    Args:
+        state: Shared with the hooks.
+        accumulators: The sums.
+        writer: Takes closed windows.
+        every: Optimizer steps per window.
+        probes: The hooks on the routers.
+        routers: Weak references to the routers, in the same order.
+        handles: All hooks on the model, removed by `close`.
+    """
+
+    def __init__(
+        self,
+        state: TracerState,
+        accumulators: Accumulators,
+        writer: Writer,
+        every: int,
+        probes: Sequence[RoutingProbe],
+        routers: Sequence[weakref.ref[nn.Module]],
+        handles: Sequence[RemovableHandle],
+    ) -> None:
+        self.writer = writer
+        self.step = 0
+        self.closed = False
+        self._state = state
+        self._accumulators = accumulators
+        self._every = every
+        self._probes = tuple(probes)
+        self._routers = tuple(routers)
+        self._handles = tuple(handles)
+        self._copies = HostCopies()
+        self._spans: dict[str, list[int]] = {}
+        self._phases: list[str] = []
+        self._in_step = False
+        self._has_stepped = False
+        self._coalesced = 0
+        self._said: set[str] = set()
+        self._owner = os.getpid()
+        self._lock = threading.RLock()
+
+    def begin(self, step: int | None) -> None:
+        """A step begins. Whatever is pending belongs to none, or to one that did not finish."""
+        if self._asleep():
+            return
+        with self._lock:
+            if self._state.saw_first or self._state.saw_no_grad:
+                self._give_up_pending("aborted" if self._in_step else "unstepped")
+            if self._state.saw_other and not self._phases:
+                self._collect("eval")
+                self._close_window("eval")
+            self._in_step, self._has_stepped = True, True
+            if self._valid(step):
+                self.step = int(step or 0) - 1
+
+    def end(self, step: int | None) -> None:
+        """A step has finished: commit what it counted; every N-th closes the windows."""
+        if self._asleep():
+            return
+        with self._lock:
+            if not self._in_step:
+                self.say(
+                    "on_step_end() was called without on_step_begin(); what ran since the last "
+                    "step end was counted as this step. Call on_step_begin() before its first "
+                    "forward, so that a failed or repeated step can be told apart"
+                )
+            self._in_step, self._has_stepped = False, True
+            self.step = int(step or 0) if self._valid(step) else self.step + 1
+            self._commit("train")
+            if self.step % self._every == 0:
+                self.close_windows()
+
+    def enter_phase(self, name: str) -> None:
+        """What runs from here on belongs to the phase ``name``."""
+        with self._lock:
+            self._collect_open_phase()
+            self._phases.append(name)
+            self._state.named = True
+
+    def leave_phase(self) -> None:
+        """Back to the phase before."""
+        with self._lock:
+            self._collect_open_phase()
+            if self._phases:
+                self._phases.pop()
+            self._state.named = bool(self._phases)
+
+    def give_mask(self, mask: Tensor | None) -> None:
+        """Use this mask for the forwards that follow, or go back to the model's own (None)."""
+        self._state.given_mask = mask is not None
+        self._state.mask_T = None if mask is None else mask.detach().reshape(-1) != 0
+
+    def close_windows(self) -> None:
+        """Close every open window; if the writer is behind, let them grow instead."""
+        with self._lock:
+            self._collect_open_phase()
+            if self._state.misplaced:
+                self._follow_the_model()
+            if self.writer.behind() or not self._copies.free():
+                self._coalesced += 1
+                return
+            for phase in self._accumulators.phases:
+                self._close_window(phase)
+
+    def flush(self, deadline: float) -> Snapshot | None:
+        """Close all windows now, wait for the writer, return the newest snapshot."""
+        if self._asleep():
+            return self.writer.latest
+        with self._lock:
+            self._commit_unstepped()
+            self.close_windows()
+        self.writer.drain(deadline)
+        return self.writer.latest
+
+    def close(self) -> None:
+        """Take the hooks off, write everything, end the threads. Safe to call twice.
+
+        In a forked child it does nothing: the run belongs to the process that attached.
+        """
+        if self._asleep():
+            return
+        with self._lock:
+            self.closed = True
+            for handle in self._handles:
+                handle.remove()
+            self._commit_unstepped()
+            if self._state.saw_first or self._state.saw_no_grad:
+                self._give_up_pending("aborted")
+            self._collect_open_phase()
+            for phase in self._accumulators.phases:
+                self._close_window(phase)
+            self._state.paused = True
+        self.writer.close(time.monotonic() + CLOSE_TIMEOUT)
+
+    def say(self, text: str) -> None:
+        """Warn once."""
+        if text not in self._said:
+            self._said.add(text)
+            _log.warning(text)
+
+    def _asleep(self) -> bool:
+        # Asked before the lock is taken: a forked child may have inherited it locked.
+        return self.closed or os.getpid() != self._owner
+
+    def _commit(self, phase: str) -> None:
+        undecided = self._state.saw_no_grad
+        self._state.saw_first = self._state.saw_no_grad = False
+        self._accumulators.commit(undecided=undecided)
+        self._span(phase)
+        if undecided:
+            self._span("rollout")
+
+    def _commit_unstepped(self) -> None:
+        # A loop that never names its steps (a notebook) still wants to see what ran.
+        if not self._has_stepped and (self._state.saw_first or self._state.saw_no_grad):
+            self._commit("train")
+
+    def _give_up_pending(self, label: str) -> None:
+        if not self._state.saw_first:
+            label = "rollout"
+        self._state.saw_first = self._state.saw_no_grad = False
+        self._accumulators.relabel(label)
+        self._span(label)
+
+    def _collect_open_phase(self) -> None:
+        if self._state.saw_other:
+            self._collect(self._phases[-1] if self._phases else "eval")
+
+    def _collect(self, phase: str) -> None:
+        self._state.saw_other = False
+        self._accumulators.collect_other(phase)
+        self._span(phase)
+
+    def _span(self, phase: str) -> None:
+        span = self._spans.setdefault(phase, [self.step, self.step])
+        span[0], span[1] = min(span[0], self.step), max(span[1], self.step)
+
+    def _close_window(self, phase: str) -> None:
+        first, last = self._spans.pop(phase, [self.step, self.step])
+        copy = self._copies.start(self._accumulators.close(phase))
+        self.writer.submit(ClosedWindow(phase, first, last, time.time(), copy, self._health()))
+
+    def _health(self) -> dict[str, Any]:
+        health: dict[str, Any] = {}
+        if self._coalesced:
+            health["coalesced_windows"] = self._coalesced
+        if self._state.misfits:
+            health["masks_not_applied"] = self._state.misfits
+            self.say(
+                "a padding mask did not fit the tokens that a router saw and was not applied, so "
+                "padding is counted there; give the right one with tracer.tokens(mask=...)"
+            )
+        if self._state.errors:
+            health["errors"] = sum(self._state.errors.values())
+            worst = self._state.errors.most_common(1)[0][0]
+            self.say(f"a router could not be counted: {worst}; training is not affected")
+        return health
+
+    def _follow_the_model(self) -> None:
+        self._state.misplaced = False
+        for index, (probe, router) in enumerate(zip(self._probes, self._routers, strict=True)):
+            module = router()
+            device = None if module is None else device_of(module)
+            if device is not None and device != probe.accumulator.device:
+                self._accumulators.move(index, device)
+                probe.accumulator = self._accumulators.tensors[index]
+
+    def _valid(self, step: int | None) -> bool:
+        if step is None:
+            return False
+        if isinstance(step, int) and not isinstance(step, bool) and 0 <= step < 1 << 62:
+            return True
+        self.say(f"step={step!r} is not a step number; the tracer counts on by itself")
+        return False
+
+
+def device_of(module: nn.Module) -> torch.device | None:
+    """Where a module computes: the device of its first parameter or buffer; None on ``meta``."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        return None if tensor.is_meta else tensor.device
+    return torch.device("cpu")

@@ -1,0 +1,252 @@
+"""The background thread: makes snapshots of closed windows, writes and distributes them.
+
+The run folder comes first and alone decides what is acknowledged; sinks are fed after it. When
+writing fails the snapshot is kept and the next window of its phase is added to it: windows get
+wider, nothing is lost.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moetrace.feed import SinkFeed
+from moetrace.host_copy import HostCopy
+from moetrace.layout import SCALARS, AccumulatorLayout
+from moetrace.readers import Site
+from moetrace.sinks.base import Sink
+from moetrace.snapshot import RoutingStats, Snapshot, merge
+
+__all__ = ["ClosedWindow", "Log", "Writer"]
+
+_log = logging.getLogger("moetrace")
+
+_LONGEST_QUEUE = 32
+_POLL = 0.001
+
+
+class Log(Protocol):
+    """Where snapshots become durable: a segment of the run folder."""
+
+    def append(self, snapshot: Snapshot) -> None:
+        """Write it; returning means that it is acknowledged."""
+        ...
+
+    def close(self) -> None:
+        """Write what is still buffered and close."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedWindow:
+    """A window that the training thread has closed, with its sums still on the way.
+
+    Attributes:
+        phase: Its phase.
+        first_step: First optimizer step in it.
+        last_step: Last optimizer step in it.
+        wall_time: Unix time of the closing, seconds.
+        copy: The sums.
+        health: The tracer's own state at that time.
+    """
+
+    phase: str
+    first_step: int
+    last_step: int
+    wall_time: float
+    copy: HostCopy
+    health: Mapping[str, Any]
+
+
+class Writer:
+    """One thread between the training and everything slow.
+
+    Args:
+        sites: The routers, in the order of the accumulators.
+        recorded: Positions of the routers that snapshots show (``layers=`` of attach).
+        identity: ``run_id``, ``rank`` and ``attempt`` of every snapshot.
+        log: The segment of the run folder, or None to keep nothing on disk.
+        sinks: Each gets a thread and a queue of its own.
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        recorded: Sequence[int],
+        identity: Mapping[str, Any],
+        log: Log | None,
+        sinks: Sequence[Sink],
+    ) -> None:
+        self.latest: Snapshot | None = None
+        self.log_error: Exception | None = None
+        self.feeds = [SinkFeed(sink) for sink in sinks]
+        self._sites = tuple(sites)
+        self._recorded = tuple(recorded)
+        self._identity = dict(identity)
+        self._segment = log
+        self._seq = 0
+        self._queue: deque[ClosedWindow] = deque()
+        self._unwritten: dict[str, Snapshot] = {}
+        self._checked_silence = False
+        self._wake = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="moetrace-writer", daemon=True)
+        self._thread.start()
+
+    def behind(self) -> bool:
+        """Whether a window that closes now had better stay open and grow."""
+        return len(self._queue) >= _LONGEST_QUEUE
+
+    def submit(self, window: ClosedWindow) -> None:
+        """Hand over a closed window. Cost: a lock and an append, no wait."""
+        with self._wake:
+            self._queue.append(window)
+            self._wake.notify_all()
+
+    def drain(self, deadline: float) -> bool:
+        """Wait until everything submitted is in the log, at most until ``deadline`` (monotonic)."""
+        with self._wake:
+            return self._wake.wait_for(
+                lambda: not self._queue, max(0.0, deadline - time.monotonic())
+            )
+
+    def close(self, deadline: float) -> None:
+        """Write and distribute everything submitted, then end all threads, within the deadline."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify_all()
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        late = [feed.name for feed in self.feeds if not feed.close(deadline)]
+        if late:
+            _log.warning(
+                "%s did not finish in time and was left behind; the run folder has it all",
+                ", ".join(late),
+            )
+
+    def _run(self) -> None:
+        while (window := self._next()) is not None:
+            try:
+                self._record(self._snapshot(window))
+            except Exception as error:
+                self._say_lost(error)
+            with self._wake:
+                self._queue.popleft()
+                self._wake.notify_all()
+        self._finish()
+
+    def _next(self) -> ClosedWindow | None:
+        with self._wake:
+            while not self._queue and not self._closing:
+                self._wake.wait(1.0)
+            return self._queue[0] if self._queue else None
+
+    def _snapshot(self, window: ClosedWindow) -> Snapshot:
+        while not window.copy.ready():
+            time.sleep(_POLL)
+        stats: dict[int, RoutingStats] = {}
+        for routers, sums in window.copy.arrays():
+            start = 0
+            for index in routers:
+                width = AccumulatorLayout(self._sites[index].num_experts).width
+                stats[index] = _stats(self._sites[index], sums[start : start + width])
+                start += width
+        snapshot = Snapshot(
+            **self._identity,
+            seq=self._seq,
+            phase=window.phase,
+            first_step=window.first_step,
+            last_step=window.last_step,
+            wall_time=window.wall_time,
+            routing=tuple(stats[index] for index in self._recorded),
+            health={**window.health, **self._own_health()},
+        )
+        self._report_silence(window.phase, stats)
+        return snapshot
+
+    def _record(self, snapshot: Snapshot) -> None:
+        if snapshot.phase != "train" and not any(stats.calls for stats in snapshot):
+            return  # without gradients ran a reentrant checkpoint and nothing else
+        waiting = self._unwritten.pop(snapshot.phase, None)
+        if waiting is not None:
+            snapshot = merge([waiting, snapshot])
+        snapshot = replace(snapshot, seq=self._seq)
+        if self._segment is not None:
+            try:
+                self._segment.append(snapshot)
+            except Exception as error:
+                self._unwritten[snapshot.phase] = snapshot
+                self._say_unwritten(error)
+                return
+        self._seq += 1
+        self.latest = snapshot
+        for feed in self.feeds:
+            feed.offer(snapshot)
+
+    def _finish(self) -> None:
+        for snapshot in list(self._unwritten.values()):
+            self._record(self._unwritten.pop(snapshot.phase))
+        if self._segment is not None:
+            try:
+                self._segment.close()
+            except Exception as error:
+                self._say_unwritten(error)
+
+    def _own_health(self) -> dict[str, Any]:
+        failed = [feed.name for feed in self.feeds if feed.first_error is not None]
+        return {"failed_sinks": ", ".join(failed)} if failed else {}
+
+    def _report_silence(self, phase: str, stats: Mapping[int, RoutingStats]) -> None:
+        if self._checked_silence or phase != "train":
+            return
+        self._checked_silence = True
+        silent = [self._sites[index].name for index in stats if stats[index].calls == 0]
+        if silent:
+            _log.warning(
+                "%d of %d routers counted nothing in the first window (%s%s): their forward did "
+                "not run, was replaced by a kernel library or compiled elsewhere, or does not "
+                "return logits, weights and expert ids; write a reader (readers=...) for those",
+                len(silent),
+                len(stats),
+                ", ".join(silent[:3]),
+                ", ..." if len(silent) > 3 else "",
+            )
+
+    def _say_unwritten(self, error: Exception) -> None:
+        if self.log_error is None:
+            self.log_error = error
+            _log.warning(
+                "the run folder could not be written: %s; windows are kept in memory and written "
+                "when it can be again",
+                error,
+            )
+
+    def _say_lost(self, error: Exception) -> None:
+        if self.log_error is None:
+            self.log_error = error
+            _log.error("a window could not be made into a snapshot: %r", error)
+
+
+def _stats(site: Site, sums: NDArray[np.int64]) -> RoutingStats:
+    layout = AccumulatorLayout(site.num_experts)
+    counts = sums[: layout.num_experts]
+    out_of_range = int(sums[layout.out_of_range])
+    scalars = {name: int(sums[layout.scalar(name)]) for name in SCALARS}
+    assignments = int(counts.sum()) + out_of_range
+    tokens = scalars["tokens"]
+    return RoutingStats(
+        layer=site.name,
+        num_experts=site.num_experts,
+        top_k=site.top_k or (assignments // tokens if tokens else 0),
+        scoring=site.scoring,
+        tokens_per_expert=counts,
+        prob_sum=sums[layout.prob_sum : layout.gate_weight_sum],
+        gate_weight_sum=sums[layout.gate_weight_sum : layout.scalars],
+        out_of_range=out_of_range,
+        **scalars,
+    )
