@@ -239,11 +239,13 @@ def _stats(site: Site, sums: NDArray[np.int64]) -> RoutingStats:
     scalars = {name: int(sums[layout.scalar(name)]) for name in SCALARS}
     assignments = int(counts.sum()) + out_of_range
     tokens = scalars["tokens"]
+    # Where there are logits every scored token adds at least 1/E, so a sum of 0 means there are none.
+    unscored = tokens > scalars["nonfinite"] and scalars["confidence_sum"] == 0
     return RoutingStats(
         layer=site.name,
         num_experts=site.num_experts,
         top_k=site.top_k or (assignments // tokens if tokens else 0),
-        scoring=site.scoring,
+        scoring="none" if unscored else site.scoring,
         tokens_per_expert=counts,
         prob_sum=sums[layout.prob_sum : layout.gate_weight_sum],
         gate_weight_sum=sums[layout.gate_weight_sum : layout.scalars],
