@@ -1,0 +1,295 @@
+"""A run on disk, finished or still being written: all its ranks and attempts as one sequence.
+
+`open_run` reads the folder once. A `Run` is what stood there at that moment; open it again to see
+what was written since. Array rows are read when they are asked for.
+"""
+
+import importlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moetrace.errors import RunNotReadable
+from moetrace.metrics import METRICS
+from moetrace.snapshot import RoutingStats, Snapshot, merge
+from moetrace.store.index import RunIndex, index_run
+from moetrace.store.lines import DamagedRecord
+from moetrace.store.segment_reader import Entry, read_snapshot
+from moetrace.store.timeline import aligned
+
+__all__ = ["Run", "open_run"]
+
+
+def open_run(path: str | os.PathLike[str]) -> "Run":
+    """Read a run folder; also one that a training writes at this moment.
+
+    Every line of the logs and every array row is verified; what is damaged is left out and told in
+    `Run.faults`. Nothing is written.
+
+    Args:
+        path: The folder that ``attach`` was given.
+
+    Raises:
+        RunNotReadable: There is no such folder, no run in it, or none that can be read.
+    """
+    root = os.path.abspath(os.path.expanduser(os.fsdecode(path)))
+    try:
+        return Run(root, index_run(root))
+    except FileNotFoundError as error:
+        reason = "it holds no run of moetrace" if os.path.isdir(root) else "there is no such folder"
+        raise _not_readable(root, reason) from error
+    except OSError as error:
+        raise _not_readable(root, error.strerror or str(error)) from error
+    except ValueError as error:
+        raise _not_readable(root, str(error)) from error
+
+
+def _not_readable(root: str, reason: str) -> RunNotReadable:
+    return RunNotReadable(
+        f"cannot read a run in {root!r}: {reason}; pass the folder that attach() was given"
+    )
+
+
+class Run:
+    """What stood in a run folder when it was opened.
+
+    Attributes:
+        path: The folder.
+        run_id: Name of the run.
+        manifest: What the tracer said about the run when it began: model, every, sites, versions;
+            with the sites of all ranks.
+        layers: Names of the sites, in the model's order.
+        experts: E of each layer.
+        phases: Phases with snapshots, ``"train"`` first.
+        ranks: Ranks with a segment.
+        attempts: Attempts with a segment.
+        finished: Whether every rank has closed its last segment.
+    """
+
+    def __init__(self, root: str, index: RunIndex) -> None:
+        self._root, self._index = root, index
+        self._late_faults: dict[str, None] = {}
+        self._tables: dict[str, Mapping[str, NDArray[np.float64]]] = {}
+        self.path = Path(root)
+        self.run_id = index.run_id
+        self.manifest = index.manifest
+        self.layers = tuple(index.experts)
+        self.experts = tuple(index.experts.values())
+        phases = {entry.phase for entry in index.entries}
+        self.phases = tuple(sorted(phases, key=lambda phase: (phase != "train", phase)))
+        self.ranks = tuple(sorted({segment.name.rank for segment in index.segments}))
+        self.attempts = tuple(sorted({segment.name.attempt for segment in index.segments}))
+        self.finished = index.finished
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What could not be read, in words; it grows when a row has gone bad since the opening."""
+        return (*self._index.faults, *self._late_faults)
+
+    def snapshots(
+        self, *, phase: str = "train", rank: int | None = None, superseded: bool = False
+    ) -> list[Snapshot]:
+        """The windows of a phase, in the order of their steps.
+
+        A window that a later attempt wrote again is left out. With all ranks, counts of the same
+        steps are added over ranks, and layers that only some ranks hold are put side by side;
+        where one rank closed its windows at other steps, over the smallest span that fits all.
+        ``health["ranks"]`` then says which ranks are in a window.
+
+        Args:
+            phase: The phase.
+            rank: Only what this rank counted; None adds all ranks.
+            superseded: Keep what a later attempt wrote again, per attempt.
+        """
+        groups = self._groups(phase, rank=rank, superseded=superseded)
+        return [window for group in groups if (window := self._merged(group)) is not None]
+
+    def counts(self, *, phase: str = "train") -> NDArray[np.int64]:
+        """Assignments per window, layer and expert, shape ``(windows, layers, experts)``.
+
+        -1 is no count: a layer with fewer experts than the largest, or not in that window.
+        """
+        groups = self._groups(phase)
+        shape = (len(groups), len(self.layers), max(self.experts, default=0))
+        table = np.full(shape, -1, np.int64)
+        for window, row, stats in self._stats(groups):
+            table[window, row, : stats.num_experts] = stats.tokens_per_expert
+        return table
+
+    def metric(self, name: str, *, phase: str = "train") -> NDArray[np.float64]:
+        """A metric per window and layer, shape ``(windows, layers)``; NaN where it is undefined.
+
+        Args:
+            name: A key of `RoutingStats.metrics`.
+            phase: The phase.
+
+        Raises:
+            ValueError: There is no such metric.
+        """
+        if name not in METRICS:
+            raise ValueError(f"found no metric {name!r}; the metrics are {', '.join(METRICS)}")
+        if phase not in self._tables:
+            self._tables[phase] = self._metric_tables(phase)
+        return self._tables[phase][name].copy()
+
+    def steps(self, *, phase: str = "train") -> NDArray[np.int64]:
+        """First and last step of each window, shape ``(windows, 2)``."""
+        return np.array([_span(group) for group in self._groups(phase)], np.int64).reshape(-1, 2)
+
+    def events(self) -> list[dict[str, Any]]:
+        """What happened, in the order of wall time: ``kind``, ``wall_time``, ``rank``, ``attempt``.
+
+        The fields that an event was written with stand beside these.
+        """
+        found = [
+            {
+                **event["fields"],
+                "kind": event["kind"],
+                "wall_time": event["wall_time"],
+                "rank": item.name.rank,
+                "attempt": item.name.attempt,
+            }
+            for item in self._index.segments
+            for event in item.events
+        ]
+        return sorted(found, key=lambda event: float(event["wall_time"]))
+
+    def summary(self) -> dict[str, Any]:
+        """The run in plain numbers, strings, lists and dicts.
+
+        ``steps`` are first and last step per phase, ``tokens`` the tokens per phase that went
+        through the layer with the most.
+        """
+        groups = {phase: self._groups(phase) for phase in self.phases}
+        return {
+            "run_id": self.run_id,
+            "model": self.manifest.get("model"),
+            "layers": list(self.layers),
+            "experts": list(self.experts),
+            "windows": {phase: len(found) for phase, found in groups.items()},
+            "steps": {
+                phase: _span([e for g in found for e in g]) for phase, found in groups.items()
+            },
+            "tokens": {phase: _tokens(found) for phase, found in groups.items()},
+            "ranks": list(self.ranks),
+            "attempts": list(self.attempts),
+            "finished": self.finished,
+            "faults": list(self.faults),
+        }
+
+    def to_pandas(self, *, phase: str = "train") -> Any:
+        """A pandas table: steps, layer, experts, tokens and every metric, a row per window and layer.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        return importlib.import_module("pandas").DataFrame(self._long_table(phase))
+
+    def to_polars(self, *, phase: str = "train") -> Any:
+        """A polars table: steps, layer, experts, tokens and every metric, a row per window and layer.
+
+        Raises:
+            ImportError: polars is not installed.
+        """
+        return importlib.import_module("polars").DataFrame(self._long_table(phase))
+
+    def _groups(
+        self, phase: str, *, rank: int | None = None, superseded: bool = False
+    ) -> list[list[Entry]]:
+        """Entries of a phase by window; each becomes one snapshot."""
+        entries = self._index.entries if superseded else self._index.current
+        chosen = [
+            entry
+            for entry in entries
+            if entry.phase == phase and rank in (None, entry.segment.rank)
+        ]
+        if not superseded:
+            return aligned(chosen)
+        return [
+            group
+            for attempt in self.attempts
+            for group in aligned(entry for entry in chosen if entry.segment.attempt == attempt)
+        ]
+
+    def _merged(self, group: Sequence[Entry]) -> Snapshot | None:
+        found = [part for entry in group if (part := self._read(entry)) is not None]
+        if len(found) < 2:
+            return found[0] if found else None
+        # merge() takes what does not add from the last one: the lowest rank's newest window
+        found.sort(key=lambda part: (-part.rank, part.last_step, part.seq))
+        merged = self._joined(found)
+        ranks = sorted({part.rank for part in found})
+        return replace(merged, health={**merged.health, "ranks": ranks})
+
+    def _joined(self, parts: Sequence[Snapshot]) -> Snapshot:
+        """The sum of snapshots that need not hold the same layers."""
+        layers = {part.layers for part in parts}
+        if len(layers) == 1:
+            return merge(parts)
+        bare = merge([replace(part, routing=()) for part in parts])
+        routing: list[RoutingStats] = []
+        for layer in self.layers:
+            holding = [replace(p, routing=(p[layer],)) for p in parts if layer in p.layers]
+            if holding:
+                routing += merge(holding).routing
+        return replace(bare, routing=tuple(routing))
+
+    def _read(self, entry: Entry) -> Snapshot | None:
+        try:
+            return read_snapshot(self._root, entry)
+        except DamagedRecord as error:
+            fault = f"segment {entry.segment}: record {entry.line}: {error}; skipped"
+            self._late_faults[fault] = None
+            return None
+
+    def _stats(self, groups: Sequence[Sequence[Entry]]) -> Iterator[tuple[int, int, RoutingStats]]:
+        """Position of the window, position of the layer, and what stands there."""
+        rows = {layer: row for row, layer in enumerate(self.layers)}
+        for window, group in enumerate(groups):
+            snapshot = self._merged(group)
+            for stats in snapshot or ():
+                yield window, rows[stats.layer], stats
+
+    def _metric_tables(self, phase: str) -> dict[str, NDArray[np.float64]]:
+        groups = self._groups(phase)
+        tables = {name: np.full((len(groups), len(self.layers)), np.nan) for name in METRICS}
+        for window, row, stats in self._stats(groups):
+            for name, value in stats.metrics().items():
+                if value is not None:
+                    tables[name][window, row] = value
+        return tables
+
+    def _long_table(self, phase: str) -> dict[str, list[Any]]:
+        table: dict[str, list[Any]] = {}
+        groups = self._groups(phase)
+        for window, _, stats in self._stats(groups):
+            first, last = _span(groups[window])
+            row = {
+                "first_step": first,
+                "last_step": last,
+                "layer": stats.layer,
+                "num_experts": stats.num_experts,
+                "tokens": stats.tokens,
+                **stats.metrics(),
+            }
+            for name, value in row.items():
+                table.setdefault(name, []).append(value)
+        return table
+
+
+def _span(entries: Sequence[Entry]) -> list[int]:
+    return [min(e.first_step for e in entries), max(e.last_step for e in entries)]
+
+
+def _tokens(groups: Sequence[Sequence[Entry]]) -> int:
+    by_layer: Counter[str] = Counter()
+    for group in groups:
+        for entry in group:
+            by_layer.update(dict(zip(entry.layers, entry.tokens, strict=True)))
+    return max(by_layer.values(), default=0)

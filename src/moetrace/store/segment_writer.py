@@ -1,0 +1,244 @@
+"""Writes the segments of one process: array rows first, then the line that names them.
+
+The line is the commit. `SegmentWriter.append` returns when the write of the line has returned: the
+snapshot then survives the death of the process, though not that of the machine before the next
+sync. After any failed write the segment is sealed and a fresh one takes what was not acknowledged;
+the header of the fresh one says how many lines of the sealed one count.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from moetrace.snapshot import Snapshot
+from moetrace.store import files
+from moetrace.store.array_writer import ArrayWriter
+from moetrace.store.lines import plain, seal_line
+from moetrace.store.names import ARRAY_FILE, LOG, SEGMENTS, SegmentName
+from moetrace.store.records import columns, groups_of, parse_snapshot
+from moetrace.store.schema import FORMAT
+
+__all__ = ["HEADER_KEYS", "SegmentWriter"]
+
+HEADER_KEYS = frozenset(
+    ("record", "line", "format", "run_id", "rank", "attempt", "pid", "nonce", "created", "voids")
+)
+"""Keys of a header line that the store writes itself."""
+
+SYNC_SECONDS = 10.0
+"""Longest time that acknowledged lines wait for their sync while the run goes on."""
+
+
+class SegmentWriter:
+    """The log and the array files of one process. One thread uses it, in one process.
+
+    Args:
+        root: Path of the run folder.
+        run_id: Name of the run.
+        rank: Rank of this process.
+        attempt: Attempt of this rank, claimed for this process.
+        header: What the first line of every segment says besides the store's own keys.
+
+    Attributes:
+        header: What the header says besides the store's own keys.
+        name: Name of the open segment, or None while none is open.
+        durability: ``"synced"``, or ``"degraded"`` once a sync has failed: what was acknowledged
+            since the sync before may be lost with the machine, though not with the process.
+
+    Raises:
+        OSError: The first segment cannot be made.
+        ValueError: The header uses a key of the store's own, or is too long.
+        TypeError: The header holds something that cannot be stored.
+    """
+
+    def __init__(
+        self, *, root: str, run_id: str, rank: int, attempt: int, header: Mapping[str, Any]
+    ) -> None:
+        taken = HEADER_KEYS & header.keys()
+        if taken:
+            raise ValueError(f"the header has {sorted(taken)}, which the run folder writes itself")
+        self.rank, self.attempt, self.run_id = rank, attempt, run_id
+        self.name: SegmentName | None = None
+        self.durability = "synced"
+        self._root = root
+        self.header = plain(header)
+        self._process = files.process_id()
+        self._voids: dict[str, int] = {}
+        self._closed = False
+        self._snapshots = 0
+        self._open()
+
+    def append(self, snapshot: Snapshot) -> None:
+        """Write a snapshot; returning means that it is acknowledged.
+
+        Cost: a pwrite per tensor and group of layers, and one write.
+
+        Raises:
+            OSError: It could not be written, in a fresh segment neither, and is not in the run.
+                A later call may succeed.
+            ValueError: It is another rank's, attempt's or run's, or would not be read back.
+            TypeError: Its ``health`` holds something that cannot be stored.
+        """
+        found = (snapshot.run_id, snapshot.rank, snapshot.attempt)
+        own = (self.run_id, self.rank, self.attempt)
+        if found != own:
+            raise ValueError(f"found a snapshot of (run, rank, attempt) {found}, this is {own}")
+        record = columns(snapshot)
+        self._commit(lambda: self._put_snapshot(snapshot, record))
+        self._snapshots += 1
+
+    def event(self, kind: str, fields: Mapping[str, Any]) -> None:
+        """Write something that happened, such as an alert or a change of phase.
+
+        Args:
+            kind: What happened, in a word.
+            fields: Numbers, strings, lists and mappings about it.
+
+        Raises:
+            OSError: It could not be written.
+            ValueError: It would not be read back.
+            TypeError: The fields hold something that cannot be stored.
+        """
+        if not kind:
+            raise ValueError("found an event without a kind; say in a word what happened")
+        record = {"kind": plain(kind), "wall_time": files.wall(), "fields": plain(fields)}
+        self._commit(lambda: self._put_line({"record": "event"}, record))
+
+    def close(self) -> None:
+        """Write the end of the log, sync everything and close; again has no effect.
+
+        Raises:
+            OSError: The end or the sync failed. Everything acknowledged stays in the log.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        if self.name is None or files.process_id() != self._process:
+            self._release()
+            return
+        try:
+            self._put_line({"record": "end"}, {"snapshots": self._snapshots})
+            self._sync()
+        finally:
+            self._release()
+
+    def _commit(self, put: Callable[[], None]) -> None:
+        if self._closed:
+            raise ValueError("the segment is closed; open another one to write more")
+        if files.process_id() != self._process:
+            raise RuntimeError("a forked process cannot write its parent's segment; attach there")
+        try:
+            self._in_open_segment(put)
+        except OSError:
+            self._in_open_segment(put)
+        self._voids = {}
+        if files.monotonic() - self._synced_at >= SYNC_SECONDS:
+            self._sync_or_seal()
+
+    def _in_open_segment(self, put: Callable[[], None]) -> None:
+        if self.name is None:
+            self._open()
+        try:
+            put()
+        except (ValueError, TypeError):
+            raise  # found before the line was written
+        except BaseException:
+            self._seal()
+            raise
+
+    def _put_snapshot(self, snapshot: Snapshot, record: Mapping[str, Any]) -> None:
+        positions = groups_of([stats.num_experts for stats in snapshot.routing]).values()
+        put = [
+            self._arrays.put([snapshot.routing[position] for position in group])
+            for group in positions
+        ]
+        record = {**record, "arrays": [rows.to_record() for rows in put]}
+        parse_snapshot(record)  # what would not be read back is not acknowledged
+        self._put_line({"record": "snapshot"}, record)
+        self._arrays.commit(put)
+
+    def _put_line(self, kind: Mapping[str, str], record: Mapping[str, Any]) -> None:
+        line = seal_line({**kind, "line": self._lines, **record})
+        files.write_all(self._log, line)
+        self._lines += 1
+
+    def _open(self) -> None:
+        name = SegmentName(self.attempt, self.rank, files.token(8))
+        folder = os.path.join(self._root, SEGMENTS, str(name))
+        files.make_folder(folder, fresh=True)
+        try:
+            self._log = files.open_append(os.path.join(folder, LOG))
+        except BaseException:
+            _discard(folder)
+            raise
+        self.name, self._folder, self._lines = name, folder, 0
+        self._arrays = ArrayWriter(folder)
+        self._synced_at, self._unsynced_parents = files.monotonic(), True
+        try:
+            self._put_line({"record": "header"}, self._own_header(name))
+        except BaseException:
+            self._seal()
+            raise
+
+    def _own_header(self, name: SegmentName) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "run_id": self.run_id,
+            "rank": self.rank,
+            "attempt": self.attempt,
+            "pid": self._process,
+            "nonce": name.nonce,
+            "created": files.wall(),
+            "voids": self._voids,
+            **self.header,
+        }
+
+    def _sync(self) -> None:
+        self._arrays.sync()
+        files.sync(self._log)
+        files.sync_folder(self._folder)
+        if self._unsynced_parents:
+            files.sync_folder(os.path.join(self._root, SEGMENTS))
+            files.sync_folder(self._root)
+            self._unsynced_parents = False
+        self._synced_at = files.monotonic()
+
+    def _sync_or_seal(self) -> None:
+        # Linux marks the pages of a failed sync as clean: a second one would succeed and lie
+        try:
+            self._sync()
+        except OSError:
+            self.durability = "degraded"
+            self._seal()
+
+    def _seal(self) -> None:
+        # A failed write may have reached the disk all the same. The next header says how many lines
+        # of this segment count, so that what is written again is not counted twice.
+        assert self.name is not None
+        name, lines, folder = self.name, self._lines, self._folder
+        with contextlib.suppress(OSError):
+            self._release()
+        if lines > 1 or not _discard(folder):
+            self._voids = {**self._voids, name.nonce: lines}
+
+    def _release(self) -> None:
+        if self.name is None:
+            return
+        self.name = None
+        try:
+            self._arrays.close()
+        finally:
+            files.close(self._log)
+
+
+def _discard(folder: str) -> bool:
+    """Remove a segment that holds nothing acknowledged; whether it is gone."""
+    try:
+        for name in files.list_names(folder):
+            if name == LOG or ARRAY_FILE.fullmatch(name):
+                files.remove_file(os.path.join(folder, name))
+        files.remove_folder(folder)
+    except OSError:
+        return False
+    return True
