@@ -2,6 +2,7 @@
 
 ```
 balance           how evenly the assignments fall on the experts
+usage             how many experts are used, dead, hot
 routing_scores    what the router's own scores say: entropy, confidence, losses
 noise_floor       what a perfectly uniform router would show by chance
 expected_maximum  the same for MaxVio
@@ -15,19 +16,14 @@ Nothing here imports torch or knows what a snapshot is. Every entry has a page i
 """
 
 from moetrace.metrics.balance import (
-    active_experts,
     avg_vio,
-    dead_experts,
-    effective_experts,
-    hot_experts,
     load_cv,
-    load_entropy,
-    load_entropy_normalized,
     load_gini,
     load_imbalance,
     load_share,
     max_vio,
     min_vio,
+    utilisation,
 )
 from moetrace.metrics.expected_maximum import max_vio_floor
 from moetrace.metrics.layers import LayerSpread, spread
@@ -47,6 +43,14 @@ from moetrace.metrics.routing_scores import (
     z_loss,
 )
 from moetrace.metrics.summary import layer_detail, layer_summary
+from moetrace.metrics.usage import (
+    active_experts,
+    dead_experts,
+    effective_experts,
+    hot_experts,
+    load_entropy,
+    load_entropy_normalized,
+)
 from moetrace.metrics.window import METRICS, ScoreSums, window_metrics
 
 __all__ = [
@@ -81,6 +85,7 @@ __all__ = [
     "routing_entropy",
     "routing_entropy_normalized",
     "spread",
+    "utilisation",
     "window_metrics",
     "z_loss",
 ]

@@ -30,10 +30,11 @@ SERIES_FROM = 16.0
 def max_vio_floor(tokens: int, *, num_experts: int, top_k: int) -> float:
     """Expected `max_vio` of a uniform router.
 
-    Exact for K = 1 and for one token below a variance of 16 per count, else an approximation:
-    TOLERANCE
+    Exact for one token, and for K = 1 while a count's variance is below 16. Elsewhere, against
+    enumeration and simulation: within 2 % for 8 experts or more, 4 % for 4 to 7, 7 % for 3. The
+    worst cases have 2 to 6 tokens; from a variance of 16 on it is within 1.5 %. Dimensionless.
 
-    Cost: about 5 us with many tokens, below 2 ms with few; every ``(T, E, K)`` is kept.
+    Cost: some microseconds with many tokens, below 2 ms with few; every ``(T, E, K)`` is kept.
 
     Args:
         tokens: T.

@@ -136,8 +136,8 @@ def load_balancing_loss(
 
     ``f_e = c_e / assignments`` with ``assignments = T * K``, so that a uniform router gives 1 for
     every K (the Switch form with K = 1 generalised; a form that divides by T alone gives K).
-    ``P_e`` is the mean probability of expert e. Of the whole window, so it is smaller than
-    the mean of the losses of its micro-batches. Dimensionless.
+    ``P_e`` is the mean probability of expert e. Of the whole window, which as a
+    rule is less than the mean of its micro-batches' losses. Dimensionless.
 
     Args:
         tokens_per_expert: Assignments per expert, shape ``(E,)``.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.metrics import balance, expected_maximum, noise_floor, routing_scores
+from moetrace.metrics import balance, expected_maximum, noise_floor, routing_scores, usage
 
 __all__ = ["BALANCE", "FLOORS", "METRICS", "SCORES", "ScoreSums", "window_metrics"]
 
@@ -22,12 +22,12 @@ BALANCE = {
     "min_vio": balance.min_vio,
     "avg_vio": balance.avg_vio,
     "load_gini": balance.load_gini,
-    "load_entropy": balance.load_entropy,
-    "load_entropy_normalized": balance.load_entropy_normalized,
-    "effective_experts": balance.effective_experts,
-    "dead_experts": balance.dead_experts,
-    "active_experts": balance.active_experts,
-    "hot_experts": balance.hot_experts,
+    "load_entropy": usage.load_entropy,
+    "load_entropy_normalized": usage.load_entropy_normalized,
+    "effective_experts": usage.effective_experts,
+    "dead_experts": usage.dead_experts,
+    "active_experts": usage.active_experts,
+    "hot_experts": usage.hot_experts,
 }
 """Metrics of the counts alone."""
 
