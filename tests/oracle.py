@@ -34,7 +34,7 @@ class Oracle:
 
     @contextmanager
     def says(self, label, mask=None):
-        """Everything that runs inside belongs to ``label``; ``mask`` is non-zero for real tokens."""
+        """What runs inside belongs to ``label``; ``mask`` is non-zero for real tokens."""
         before, self._label = self._label, label
         kept, self._kept = self._kept, []
         try:

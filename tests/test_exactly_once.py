@@ -1,7 +1,7 @@
-"""Every routed token is counted once, in the window and the phase where it ran, and nothing changes.
+"""Every routed token is counted once, in its own window and phase, and the training is unchanged.
 
-Three copies of one model do the same work: a traced one and an untraced one in the mode under test,
-and one that runs plainly under the oracle. The first two have to agree bit by bit, the first and the
+Three copies of one model do the same work: a traced and an untraced one in the mode under test, and
+one that runs plainly under the oracle. The first two have to agree bit by bit, the first and the
 third count by count.
 """
 
@@ -28,7 +28,7 @@ CELLS = [
 
 
 def train(model, forward, *, tracer, oracle, micro_batches, interleaved):
-    """Four steps; interleaved, a generation before each micro-batch and an evaluation after a step."""
+    """Four steps; interleaved, a generation in each micro-batch and an evaluation after each."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     losses, gradients = [], []
     says = oracle.says if oracle else lambda label, mask=None: contextlib.nullcontext()
@@ -59,6 +59,7 @@ def train(model, forward, *, tracer, oracle, micro_batches, interleaved):
 
 
 def generate(model, prompt):
+    """Three new tokens, greedily, as a rollout inside a step would."""
     # use_cache=False: transformers turns the cache off under checkpointing, and the oracle's copy
     # has to route the same tokens.
     model.generate(
@@ -98,6 +99,7 @@ def labelled(snapshots):
 
 
 def as_lists(counts):
+    """Plain numbers, so that a failure prints readably."""
     return {
         label: {layer: list(map(int, row)) for layer, row in layers.items()}
         for label, layers in counts.items()
@@ -108,14 +110,13 @@ def as_lists(counts):
 @pytest.mark.parametrize(("compiler", "checkpointing", "micro_batches", "interleaved"), CELLS)
 class TestExactlyOnce:
     def test_counts_and_bits(self, compiler, checkpointing, micro_batches, interleaved):
-        """Counts equal an independent recomputation; losses, gradients, weights, RNG are unchanged."""
+        """Counts equal an independent recomputation, and every bit of the training is the same."""
         work = {"micro_batches": micro_batches, "interleaved": interleaved}
         model, forward = made(compiler, checkpointing)
         sink = MemorySink()
-        tracer = moetrace.attach(model, every=EVERY, sinks=[sink])
         torch.manual_seed(0)
-        traced = train(model, forward, tracer=tracer, oracle=None, **work)
-        tracer.close()
+        with moetrace.attach(model, every=EVERY, sinks=[sink]) as tracer:
+            traced = train(model, forward, tracer=tracer, oracle=None, **work)
 
         model, forward = made(compiler, checkpointing)
         torch.manual_seed(0)

@@ -69,6 +69,7 @@ SHAPE = {
     "bos_token_id": 1,
     "eos_token_id": None,
     "pad_token_id": 0,
+    "use_cache": False,  # transformers warns about it under checkpointing, which breaks fullgraph
 }
 
 LATENT = {

@@ -6,8 +6,9 @@ of the model, so that ``state_dict``, DDP and ``.half()`` never see them. A comm
 all routers into one flat window per phase. No operation here reads a value back to the host.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -167,10 +168,19 @@ class _Group:
         return torch.cat(self._rows[row])
 
     def clear(self, row: Bin) -> None:
-        torch._foreach_zero_(self._rows[row])
+        _zero_all(self._rows[row])
 
     def split(self, sums: Tensor) -> dict[int, Tensor]:
         return dict(zip(self.routers, sums.split(self._widths), strict=True))
+
+
+def _zero_each(tensors: list[Tensor]) -> None:
+    for tensor in tensors:
+        tensor.zero_()
+
+
+# One call for all routers of a device; a loop where the private name has gone away.
+_zero_all: Callable[[list[Tensor]], Any] = getattr(torch, "_foreach_zero_", _zero_each)
 
 
 def _zeros(shape: tuple[int, ...], device: torch.device) -> Tensor:

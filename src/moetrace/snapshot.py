@@ -56,8 +56,9 @@ class RoutingStats:
         out_of_range: Assignments to an expert id outside ``[0, E)``.
         entropy_sum: Sum of the token routing entropies, nats, fixed point.
         confidence_sum: Sum of the largest probability of each token, fixed point.
-        margin_sum: Sum over tokens of the lowest logit chosen minus the highest logit not chosen,
-            fixed point. Negative where a correction bias or a group limit overrules the logits.
+        margin_sum: Sum over tokens of the lowest log probability chosen minus the highest not
+            chosen, nats, fixed point. For softmax that is the difference of the logits. Negative
+            where a correction bias or a group limit overrules the logits.
         lse_sum: Sum of the log-sum-exp of the logits, fixed point.
         lse_sq_sum: Sum of its square, fixed point.
     """

@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -116,7 +117,7 @@ def attach(
         [weakref.ref(module) for module in modules],
         handles,
     )
-    path = None if folder is None else folder.path
+    path = None if folder is None else Path(folder.path)
     return Tracer(recording, [sites[index] for index in recorded], path, strict=strict)
 
 
@@ -132,7 +133,7 @@ class Tracer:
         self,
         recording: Recording,
         sites: Sequence[Site],
-        run: os.PathLike[str] | None,
+        run: Path | None,
         *,
         strict: bool,
     ) -> None:
@@ -252,7 +253,7 @@ class Tracer:
         self.close()
 
     def __repr__(self) -> str:
-        where = "memory" if self.run is None else os.fspath(self.run)
+        where = "memory" if self.run is None else str(self.run)
         return f"<Tracer of {len(self.sites)} routers, step {self.step}, into {where}>"
 
     def _barrier(self) -> "_Barrier":

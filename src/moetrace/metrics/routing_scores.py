@@ -85,10 +85,10 @@ def confidence(confidence_sum: float, *, tokens: int) -> float:
 
 
 def margin(margin_sum: float, *, tokens: int) -> float:
-    """Mean over tokens of the lowest chosen logit minus the highest one not chosen. Logit units.
+    """Mean over tokens of the lowest chosen log probability minus the highest not chosen. Nats.
 
-    How much a logit must move before the choice of experts changes. Negative where a correction
-    bias or a group limit overrules the logits.
+    How much a softmax router's logit must move before the choice of experts changes. Negative where
+    a correction bias or a group limit overrules the logits.
 
     Args:
         margin_sum: Sum over tokens of that difference.

@@ -13,7 +13,9 @@ import os
 import threading
 import weakref
 from collections import Counter
+from collections.abc import Callable
 from enum import IntEnum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -157,13 +159,16 @@ def count(
         state.saw_other = True
 
 
+_functional_transform: Callable[[], Any] = getattr(
+    getattr(torch._C, "_functorch", None), "peek_interpreter_stack", lambda: None
+)
 _VECTORS = AccumulatorLayout(num_experts=2).width - AccumulatorLayout(num_experts=1).width
 _FIXED_WIDTH = AccumulatorLayout(num_experts=1).width - _VECTORS
 
 
 def _bin_of(state: TracerState, grad: bool, training: bool) -> Bin | None:
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return None
+    if _functional_transform() is not None:
+        return None  # adding in place to a captured tensor raises there
     if in_backward():
         # Without gradients it is the inner pass of nested reentrant checkpoints. With them it is
         # worth counting only where an undecided NO_GRAD waits for it.

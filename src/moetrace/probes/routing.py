@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit import is_tracing  # pyright: ignore[reportPrivateImportUsage]
 
 from moetrace.ops import TracerState, accumulate, count
 from moetrace.readers import Reader
@@ -43,7 +44,7 @@ class RoutingProbe:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
     ) -> None:
         """Count this forward. Cost: see `moetrace.ops.count`; returns None on every path."""
-        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        if torch.compiler.is_exporting() or is_tracing():
             return
         try:
             routing = self.reader.read(module, args, kwargs, output)
