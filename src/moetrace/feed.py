@@ -22,8 +22,8 @@ _MOST_FAILURES = 10
 class SinkFeed:
     """Feeds one sink, in order, from one thread.
 
-    When the sink is behind, the two oldest neighbouring windows of one phase become one: counts
-    add, so time resolution is lost and nothing else. A sink that raises is tried again with the
+    When the sink is behind, the two oldest windows of one phase become one: counts add, so time
+    resolution is lost and nothing else. A sink that raises is tried again with the
     next snapshot and broken off after ten failures in a row; both are said once.
 
     Args:
@@ -69,14 +69,15 @@ class SinkFeed:
         return not self._thread.is_alive()
 
     def _shorten(self) -> None:
-        # The head may be in the sink's hands, so the search starts behind it.
-        for index in range(1, len(self._queue) - 1):
-            pair = [self._queue[index], self._queue[index + 1]]
-            if pair[0].phase == pair[1].phase and pair[0].layers == pair[1].layers:
-                self._queue[index] = merge(pair)
-                del self._queue[index + 1]
+        # The head may be in the sink's hands, so the search starts behind it. Phases take turns, so
+        # the next window of the same phase need not be the next one in the queue.
+        oldest: dict[str, int] = {}
+        for index in range(1, len(self._queue)):
+            first = oldest.setdefault(self._queue[index].phase, index)
+            if first != index:
+                self._queue[first] = merge([self._queue[first], self._queue[index]])
+                del self._queue[index]
                 return
-        del self._queue[1]  # 64 windows of alternating phases: the run folder still has them all
 
     def _run(self) -> None:
         failures = 0

@@ -239,7 +239,7 @@ def _stats(site: Site, sums: NDArray[np.int64]) -> RoutingStats:
     scalars = {name: int(sums[layout.scalar(name)]) for name in SCALARS}
     assignments = int(counts.sum()) + out_of_range
     tokens = scalars["tokens"]
-    # Where there are logits every scored token adds at least 1/E, so a sum of 0 means there are none.
+    # With logits every scored token adds at least 1/E; a sum of 0 means that there are none.
     unscored = tokens > scalars["nonfinite"] and scalars["confidence_sum"] == 0
     return RoutingStats(
         layer=site.name,

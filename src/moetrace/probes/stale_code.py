@@ -13,31 +13,24 @@ __all__ = ["drop_stale_code"]
 
 
 def drop_stale_code(model: nn.Module) -> bool:
-    """Drop what dynamo compiled for the classes of this model, if anything of it is compiled.
+    """Drop what dynamo compiled for the classes of this model.
+
+    Other models of the same classes in the process compile once more too.
 
     Returns:
-        Whether there was anything to drop. A model that was never compiled costs a look at its
-        modules and imports nothing.
+        Whether there was anything to drop. Where nothing was ever compiled it imports nothing.
     """
-    compiled = any(
-        getattr(module, "_compiled_call_impl", None) is not None
-        or type(module).__name__ == "OptimizedModule"
-        for module in model.modules()
-    )
     dynamo = sys.modules.get("torch._dynamo")
-    if dynamo is None or (not compiled and not _anything_compiled(dynamo)):
+    if dynamo is None:
         return False
     functions = {type(module).forward for module in model.modules()}
+    # What ``module.compile()`` compiles is the call around the forward.
     functions |= {nn.Module._call_impl, nn.Module._wrapped_call_impl}
+    compiled = getattr(dynamo.eval_frame, "_debug_get_cache_entry_list", lambda code: True)
+    dropped = False
     for function in functions:
         code = getattr(function, "__code__", None)
-        if code is not None:
+        if code is not None and compiled(code):
             dynamo.eval_frame.reset_code(code)
-    return True
-
-
-def _anything_compiled(dynamo: object) -> bool:
-    # torch.compile(model) leaves no mark on the model itself, only on the wrapper around it.
-    utils = getattr(dynamo, "utils", None)
-    counters = getattr(utils, "counters", {})
-    return bool(counters.get("frames", {}).get("total", 0))
+            dropped = True
+    return dropped
