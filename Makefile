@@ -1,0 +1,81 @@
+# The one door. Needs Python 3.11 or later and nothing else; all that is installed goes into .venv.
+#
+#   make demo    train a small MoE on real text, watch its routing, leave a report
+#   make test    everything that must hold: format, lint, types, floors, wheel, tests
+#   make lint    the part of it that runs nothing
+#   make bench   what tracing costs
+#   make docs    renew generated blocks of the documentation
+#
+# Versions are pinned in constraints.txt. Where there is no GPU, the small build of torch does:
+#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint wheel chromium bench docs clean
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+GENERATED := $(shell grep -ls '\[\[\[cog' README.md docs/*.md 2>/dev/null)
+
+help:
+	@sed -n 's/^#   make/  make/p' Makefile
+
+demo: $(VENV)/ready-to-run
+	@$(BIN)/moetrace demo
+
+test: lint wheel chromium
+	@$(BIN)/python -m pytest -q
+
+lint: $(VENV)/ready-to-test
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(if $(GENERATED),$(BIN)/cog --check $(GENERATED),)
+
+wheel: $(VENV)/ready-to-test
+	@.ci/test-wheel $(BIN)/python
+
+bench: $(VENV)/ready-to-test
+	@set -e; for question in benchmarks/[a-z]*.py; do $(BIN)/python "$$question"; done
+
+docs: $(VENV)/ready-to-test
+	$(if $(GENERATED),$(BIN)/cog -r $(GENERATED),@echo "found no generated block in README.md or docs/")
+
+# The report's test opens the page in a real browser; without one it skips and says so.
+chromium:
+	@if ! command -v chromium >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	  echo "installing chromium for the report's test"; \
+	  { timeout 120 apt-get -qq update && DEBIAN_FRONTEND=noninteractive timeout 300 \
+	    apt-get -qq --no-install-recommends install chromium chromium-driver; } >/dev/null 2>&1 \
+	  || echo "chromium did not install; the report's test will be skipped"; \
+	fi
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+# torch goes first and alone: asked for by its exact version, pip may take a CPU build of it from
+# wherever this machine's pip looks; asked for through a dependency's range, it would not.
+$(VENV)/pip-is-current: constraints.txt
+	@PYTHON=$$(for python in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
+	    "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	      && echo "$$python" && break; done); \
+	  [ -n "$$PYTHON" ] || { echo "found no Python 3.11 or later; name one: make PYTHON=..."; exit 1; }; \
+	  [ -x $(BIN)/python ] || "$$PYTHON" -m venv $(VENV)
+	@echo "installing into $(VENV) (once, about a minute)"
+	@$(PIP) install "$$(grep '^pip==' constraints.txt)"
+	@$(PIP) install --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
+	@$(PIP) install --constraint constraints.txt hatchling editables
+	@touch $@
+
+$(VENV)/ready-to-run: pyproject.toml $(VENV)/pip-is-current
+	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable ".[demo]"
+	@touch $@
+
+$(VENV)/ready-to-test: $(VENV)/ready-to-run
+	@$(PIP) install --constraint constraints.txt --no-build-isolation --group test --group lint
+	@touch $@

@@ -1,0 +1,48 @@
+"""What holds around every test: nothing is left behind, and moetrace calls no collective."""
+
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import leaks, tripwire
+
+
+@pytest.fixture(scope="session")
+def folder_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder above every ``tmp_path``."""
+    return tmp_path_factory.getbasetemp().resolve()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(folder_of_tests: Path) -> Iterator[None]:
+    leaks.note_hooks()
+    before = leaks.threads(), leaks.hooks(), leaks.open_files(folder_of_tests)
+    yield
+    left = {
+        "threads": leaks.settled(leaks.threads, before[0]),
+        "hooks": leaks.settled(leaks.hooks, before[1]),
+        "open files": leaks.settled(lambda: leaks.open_files(folder_of_tests), before[2]),
+    }
+    assert not any(left.values()), f"this test left behind {left}; close() the tracer in it"
+
+
+@pytest.fixture(autouse=True)
+def _no_collective() -> Iterator[None]:
+    if "torch" in sys.modules:
+        tripwire.lay()
+    tripwire.steps_on_it.clear()
+    yield
+    assert not tripwire.steps_on_it, "moetrace entered a collective"
+
+
+@pytest.fixture(autouse=True)
+def _same_chance() -> None:
+    """Every test draws the same random numbers, alone or among others, on one thread."""
+    random.seed(0)
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.manual_seed(0)
+        torch.set_num_threads(1)
