@@ -184,7 +184,7 @@ class Run:
         }
 
     def to_pandas(self, *, phase: str = "train") -> Any:
-        """A pandas table: steps, layer, experts, tokens and every metric, a row per window and layer.
+        """A pandas table of steps, tokens and every metric, a row per window and layer.
 
         Raises:
             ImportError: pandas is not installed.
@@ -192,7 +192,7 @@ class Run:
         return importlib.import_module("pandas").DataFrame(self._long_table(phase))
 
     def to_polars(self, *, phase: str = "train") -> Any:
-        """A polars table: steps, layer, experts, tokens and every metric, a row per window and layer.
+        """A polars table of steps, tokens and every metric, a row per window and layer.
 
         Raises:
             ImportError: polars is not installed.
@@ -223,7 +223,11 @@ class Run:
             return found[0] if found else None
         # merge() takes what does not add from the last one: the lowest rank's newest window
         found.sort(key=lambda part: (-part.rank, part.last_step, part.seq))
-        merged = self._joined(found)
+        try:
+            merged = self._joined(found)
+        except ValueError as error:
+            self._note(f"steps {found[0].first_step} to {found[0].last_step}: {error}; left out")
+            return None
         ranks = sorted({part.rank for part in found})
         return replace(merged, health={**merged.health, "ranks": ranks})
 
@@ -244,9 +248,11 @@ class Run:
         try:
             return read_snapshot(self._root, entry)
         except DamagedRecord as error:
-            fault = f"segment {entry.segment}: record {entry.line}: {error}; skipped"
-            self._late_faults[fault] = None
+            self._note(f"segment {entry.segment}: record {entry.line}: {error}; skipped")
             return None
+
+    def _note(self, fault: str) -> None:
+        self._late_faults[fault] = None
 
     def _stats(self, groups: Sequence[Sequence[Entry]]) -> Iterator[tuple[int, int, RoutingStats]]:
         """Position of the window, position of the layer, and what stands there."""

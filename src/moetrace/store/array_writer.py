@@ -57,9 +57,11 @@ class ArrayWriter:
 
         Raises:
             OSError: The system did not take all of it.
-            ValueError: A row would be larger than what is read back.
+            ValueError: A row would be larger than what is read back, or a count is negative.
         """
         vectors = [np.stack([getattr(item, name) for item in stats]) for name in TENSORS]
+        if vectors[0].min() < 0:
+            raise ValueError("found a negative count in tokens_per_expert")
         file = self._file(stats, vectors[0])
         crcs = []
         for index, row in enumerate(vectors):

@@ -143,10 +143,17 @@ def columns(snapshot: Snapshot) -> dict[str, Any]:
     }
     for name in COUNTERS:
         record[name] = [int(getattr(item, name)) for item in stats]
-    metrics = [item.metrics() for item in stats]
+    metrics = [_metrics(item) for item in stats]
     for name in SHOWN_METRICS:
         record[name] = [plain(values.get(name)) for values in metrics]
     return record
+
+
+def _metrics(stats: RoutingStats) -> Mapping[str, float | None]:
+    try:
+        return stats.metrics()
+    except Exception:  # a number for show must not cost the counts that it is made from
+        return {}
 
 
 def groups_of(num_experts: Sequence[int]) -> dict[int, tuple[int, ...]]:

@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from moetrace.snapshot import Snapshot
 from moetrace.store import files
 from moetrace.store.arrays import TENSORS
@@ -139,17 +142,14 @@ def read_snapshot(root: str, entry: Entry) -> Snapshot:
             line = files.pread(log, entry.length, entry.offset)
         finally:
             files.close(log)
-        found = open_line(line)
-        record = parse_snapshot(found)
+        record = parse_snapshot(open_line(line))
         vectors = [read_rows(root, entry.segment, rows) for rows, _ in record.groups]
     except OSError as error:
         raise DamagedRecord(f"cannot be read any more: {error.strerror}") from error
-    tensors = [
-        [rows.shape.from_bytes(tensor, part) for tensor, part in enumerate(parts)]
-        for (rows, _), parts in zip(record.groups, vectors, strict=True)
-    ]
+    if (record.layers, tuple(record.columns["num_experts"])) != (entry.layers, entry.experts):
+        raise DamagedRecord("not the record any more that was found there")
     return record.snapshot(
-        tensors, run_id=entry.run_id, rank=entry.segment.rank, attempt=entry.segment.attempt
+        vectors, run_id=entry.run_id, rank=entry.segment.rank, attempt=entry.segment.attempt
     )
 
 
@@ -185,12 +185,12 @@ def checked_header(record: Mapping[str, Any], name: SegmentName) -> dict[str, An
     return {**restored(dict(record)), "voids": voids}
 
 
-def read_rows(root: str, segment: SegmentName, rows: Rows) -> list[bytes]:
-    """The bytes of one row of each tensor.
+def read_rows(root: str, segment: SegmentName, rows: Rows) -> list[NDArray[np.int64]]:
+    """One row of each tensor, each of shape ``(L, E)``.
 
     Raises:
         OSError: The file cannot be read.
-        DamagedRecord: It is too short, or a checksum does not fit.
+        DamagedRecord: It is too short, a checksum does not fit, or a count is negative.
     """
     descriptor = files.open_within(root, (SEGMENTS, str(segment), rows.file))
     try:
@@ -199,7 +199,7 @@ def read_rows(root: str, segment: SegmentName, rows: Rows) -> list[bytes]:
         files.close(descriptor)
 
 
-def _row(descriptor: int, rows: Rows, tensor: int) -> bytes:
+def _row(descriptor: int, rows: Rows, tensor: int) -> NDArray[np.int64]:
     offset, count = rows.data + rows.shape.offset(tensor, rows.row), rows.shape.row_bytes(tensor)
     # the size first: pread sets aside what it is asked for, whatever the file has
     if files.size(descriptor) < offset + count:
@@ -207,7 +207,10 @@ def _row(descriptor: int, rows: Rows, tensor: int) -> bytes:
     data = files.pread(descriptor, count, offset)
     if zlib.crc32(data) != rows.crcs[tensor]:
         raise DamagedRecord(f"bad checksum of row {rows.row} of {TENSORS[tensor]} in {rows.file}")
-    return data
+    row = rows.shape.from_bytes(tensor, data)
+    if tensor == 0 and row.min() < 0:
+        raise DamagedRecord(f"negative counts in row {rows.row} of {rows.file}")
+    return row
 
 
 class _Scan:
@@ -223,7 +226,9 @@ class _Scan:
         self._untold = 0
         self._taken = 0  # lines so far, good or bad
         self._next = 0  # number that the next good one should bear
+        self._damaged = False  # since the last good line
         self._foreign = False
+        self._layers: dict[tuple[str, ...], tuple[str, ...]] = {}  # one copy of equal names
         self._array_headers: set[tuple[str, int, int]] = set()
 
     def take(self, offset: int, line: bytes) -> None:
@@ -240,6 +245,7 @@ class _Scan:
             try:
                 self._record(offset, line)
             except (DamagedRecord, OSError) as error:
+                self._damaged = True
                 self.fault(f"line {self._taken}: {_reason(error)}; skipped")
 
     def fault(self, words: str) -> None:
@@ -266,10 +272,9 @@ class _Scan:
         number = integer(record, "line")
         if number < self._next:
             raise DamagedRecord(f"repeats record {number}")
-        # a damaged line was told already; lines that are gone without a trace were not
-        if number > self._taken - 1 and number > self._next:
+        if number > self._next and not self._damaged:
             self.fault(f"{number - self._next} lines before line {self._taken} are missing")
-        self._next = number + 1
+        self._next, self._damaged = number + 1, False
         match record.get("record"):
             case "header":
                 self._take_header(record)
@@ -304,7 +309,7 @@ class _Scan:
             seq=snapshot.scalars["seq"],
             first_step=snapshot.scalars["first_step"],
             last_step=snapshot.scalars["last_step"],
-            layers=snapshot.layers,
+            layers=self._layers.setdefault(snapshot.layers, snapshot.layers),
             experts=tuple(snapshot.columns["num_experts"]),
             tokens=tuple(snapshot.columns["tokens"]),
         )
