@@ -1,0 +1,142 @@
+"""What the run folder says about itself: the model, its routers, the processes, what went wrong."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from moetrace.report.names import shown
+from moetrace.report.verdict import Finding, span_text
+from moetrace.report.windows import Windows
+from moetrace.run import Run
+from moetrace.snapshot import Snapshot
+
+__all__ = ["SITE_COLUMNS", "counters", "facts", "sites", "tiles"]
+
+SITE_COLUMNS = (
+    "site",
+    "router",
+    "reader",
+    "scoring",
+    "experts",
+    "chosen per token",
+    "also known as",
+)
+"""Head of the table of routers."""
+
+SITE_KEYS = ("name", "router", "reader", "scoring", "num_experts", "top_k", "aliases")
+
+Facts: TypeAlias = list[tuple[str, str]]
+
+
+def facts(run: Run, histories: Mapping[str, Sequence[Snapshot]]) -> Facts:
+    """Label and text of everything the run folder says; the texts went through `shown`."""
+    manifest = run.manifest
+    rows = [
+        ("run", shown(run.run_id)),
+        ("folder", shown(run.path.name)),
+        ("model", shown(manifest.get("model", "not recorded"))),
+        ("phases", "; ".join(_extent(phase, history) for phase, history in histories.items())),
+        ("ranks", f"{_numbers(run.ranks)} (world size {shown(manifest.get('world_size', '?'))})"),
+        ("attempts", _numbers(run.attempts)),
+        ("state", "finished" if run.finished else "open: still running, or ended without closing"),
+        ("window", f"every {shown(manifest.get('every', '?'))} steps"),
+        ("versions", _pairs(manifest.get("versions"))),
+    ]
+    rows += [
+        (f"health ({shown(phase)})", _pairs(history[-1].health))
+        for phase, history in histories.items()
+        if history and history[-1].health
+    ]
+    rows += [("fault", shown(fault)) for fault in run.faults] or [("faults", "none")]
+    return [(label, text) for label, text in rows if text]
+
+
+def sites(manifest: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """A row of `SITE_COLUMNS` per router of the manifest; what is no record of one is left out."""
+    listed = manifest.get("sites")
+    found = listed if isinstance(listed, list | tuple) else ()
+    return [
+        tuple(_cell(site.get(key)) for key in SITE_KEYS)
+        for site in found
+        if isinstance(site, Mapping)
+    ]
+
+
+def tiles(windows: Windows) -> list[tuple[str, str, str]]:
+    """The few figures to see first: label, value, remark."""
+    excess = windows.metrics["max_vio_excess"][-1]
+    rows = []
+    if not np.isnan(excess).all():
+        worst = int(np.nanargmax(excess))
+        rows.append(
+            (
+                "worst MaxVio",
+                f"{windows.metrics['max_vio'][-1, worst]:.3f}",
+                f"noise floor {windows.metrics['max_vio_floor'][-1, worst]:.3f}",
+            )
+        )
+    dead = windows.metrics["dead_experts"][-1]
+    total = sum(layer.num_experts for layer in windows.layers)
+    if not np.isnan(dead).all():
+        rows.append(("experts without a token", f"{int(np.nansum(dead))}", f"of {total}"))
+    entropy = windows.metrics["routing_entropy"][-1]
+    if not np.isnan(entropy).all():
+        rows.append(("routing entropy", f"{np.nanmedian(entropy):.3f}", "nats, median layer"))
+    tokens = int(windows.tokens.clip(min=0).sum(axis=0).max(initial=0))
+    rows.append(("tokens", f"{tokens:,}", f"{shown(windows.phase)}, in {len(windows)} windows"))
+    rows.append(("last window", span_text(windows.spans[-1]), ""))
+    return rows
+
+
+def counters(snapshots: Iterable[Snapshot]) -> list[Finding]:
+    """What the routers did that no router should, over all windows of a phase."""
+    totals = {"nonfinite": 0, "out_of_range": 0, "dropped": 0}
+    first: dict[str, str] = {}
+    for snapshot in snapshots:
+        for stats in snapshot:
+            for name in totals:
+                value = int(getattr(stats, name))
+                totals[name] += value
+                if value and name not in first:
+                    span = span_text((snapshot.first_step, snapshot.last_step))
+                    first[name] = f"first in {shown(stats.layer)}, {span}"
+    texts = {
+        "nonfinite": ("bad", "router decisions came from NaN or infinite logits"),
+        "out_of_range": ("bad", "assignments went to experts that do not exist"),
+        "dropped": ("note", "assignments were dropped by a capacity limit"),
+    }
+    return [
+        Finding(tone, f"{totals[name]:,} {text}: {first[name]}.")
+        for name, (tone, text) in texts.items()
+        if totals[name]
+    ]
+
+
+def _extent(phase: str, history: Sequence[Snapshot]) -> str:
+    if not history:
+        return f"{shown(phase)}: no window"
+    first = min(snapshot.first_step for snapshot in history)
+    last = max(snapshot.last_step for snapshot in history)
+    noun = "window" if len(history) == 1 else "windows"
+    return f"{shown(phase)}: {len(history)} {noun}, {span_text((first, last))}"
+
+
+def _numbers(numbers: Sequence[int]) -> str:
+    if len(numbers) > 2 and list(numbers) == list(range(numbers[0], numbers[-1] + 1)):
+        return f"{numbers[0]} to {numbers[-1]}"
+    return ", ".join(map(str, numbers))
+
+
+def _pairs(mapping: object) -> str:
+    if not isinstance(mapping, Mapping):
+        return ""
+    return ", ".join(f"{shown(name)} {shown(value)}" for name, value in mapping.items())
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(shown, value))
+    return shown(value)

@@ -1,0 +1,167 @@
+"""Puts the page together: one HTML file that holds everything it needs and may request nothing."""
+
+import base64
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from html import escape
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import TypeAlias
+
+from moetrace.report.facts import SITE_COLUMNS, counters, facts, sites, tiles
+from moetrace.report.names import shown
+from moetrace.report.payload import build
+from moetrace.report.verdict import Finding, verdict
+from moetrace.report.windows import Windows, layers_of, tabulate
+from moetrace.run import Run
+from moetrace.snapshot import Snapshot
+
+Histories: TypeAlias = Mapping[str, Sequence[Snapshot]]
+
+__all__ = ["CAP", "render", "write_report"]
+
+CAP = 5_000_000
+"""Most characters of a page (they are ASCII but for the names): beyond it, windows are added up."""
+
+SCRIPTS = ("decode.js", "heatmap.js", "curves.js", "table.js", "page.js")
+"""The page's own script, in the order in which its parts need each other."""
+
+TONES = ("good", "note", "warn", "bad")
+"""From the calmest to the most urgent."""
+
+
+def write_report(run: Run, out: str | os.PathLike[str], *, cap: int = CAP) -> Path:
+    """Write the run as one self-contained HTML page.
+
+    A page that is there already is replaced in one move: a reader sees the old or the new one.
+
+    Args:
+        run: The run, live or finished.
+        out: The file to write.
+        cap: Most characters of the page, as in `render`.
+
+    Returns:
+        The path written.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    path = Path(out)
+    page = render(run, cap=cap)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        draft.write_text(page, encoding="utf-8", newline="\n")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return path
+
+
+def render(run: Run, *, cap: int = CAP) -> str:
+    """The run as the text of one self-contained HTML page.
+
+    Args:
+        run: The run, live or finished.
+        cap: Most characters of the page. Where every window does not fit exactly, neighbouring ones
+            are added up until they do, and the page says so; the last window is always exact.
+
+    Returns:
+        HTML that requests nothing: its Content-Security-Policy names the hashes of its own scripts
+        and style, and allows nothing else.
+    """
+    histories = {phase: run.snapshots(phase=phase) for phase in run.phases}
+    histories = {phase: history for phase, history in histories.items() if history}
+    layers = layers_of((item for history in histories.values() for item in history), run.layers)
+    tables = {
+        phase: tabulate(phase, [[item] for item in history], layers)
+        for phase, history in histories.items()
+    }
+    shell = {**_assets(), **_told(run, histories, tables)}
+    room = cap - sum(map(len, shell.values())) - len(_resource("page.html"))
+    data = build(histories, layers, tables, cap=room) if layers else '{"phases":[]}'
+    parts = {**shell, "data": data}
+    # one pass, so that text from the run cannot name another part
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _resource("page.html"))
+
+
+def _told(run: Run, histories: Histories, tables: Mapping[str, Windows]) -> dict[str, str]:
+    """The parts of the page that are text of this run, as markup."""
+    main, *rest = _findings(run, histories, tables)
+    first = next(iter(tables.values()), None)
+    rows = sites(run.manifest)
+    return {
+        "title": escape(f"moetrace: {shown(run.run_id)}"),
+        "run": escape(shown(run.run_id)),
+        "about": escape(shown(run.manifest.get("model", ""))),
+        "tone": main.tone,
+        "headline": escape(main.text),
+        "findings": _joined(f'<li class="{item.tone}">{escape(item.text)}</li>' for item in rest),
+        "tiles": _joined(
+            f"<div><dt>{escape(label)}</dt>"
+            f"<dd>{escape(value)} <small>{escape(remark)}</small></dd></div>"
+            for label, value, remark in (tiles(first) if first else ())
+        ),
+        "facts": _listed(facts(run, histories)),
+        "site_columns": _cells(SITE_COLUMNS, "th"),
+        "routers": "1 router traced" if len(rows) == 1 else f"{len(rows)} routers traced",
+        "sites": _joined(f"<tr>{_cells(row, 'td')}</tr>" for row in rows),
+        "version": escape(version("moetrace")),
+    }
+
+
+def _findings(run: Run, histories: Histories, tables: Mapping[str, Windows]) -> list[Finding]:
+    """The sentences on top: what is urgent first, otherwise in the order of the page."""
+    if not tables:
+        found = [Finding("note", "This run holds no window yet: there is nothing to judge.")]
+    else:
+        phase, windows = next(iter(tables.items()))
+        found = [*verdict(windows), *counters(histories[phase])]
+        if phase != "train":
+            found.append(
+                Finding("note", f"No train window: the verdict is about phase {shown(phase)}.")
+            )
+    if run.faults:
+        count = "1 fault" if len(run.faults) == 1 else f"{len(run.faults)} faults"
+        found.append(Finding("warn", f"{count} in the run folder: {shown(run.faults[0])}."))
+    return sorted(found, key=lambda item: -max(TONES.index(item.tone), TONES.index("note")))
+
+
+def _listed(rows: Iterable[tuple[str, str]]) -> str:
+    return _joined(f"<dt>{escape(label)}</dt><dd>{escape(text)}</dd>" for label, text in rows)
+
+
+def _cells(texts: Iterable[str], tag: str) -> str:
+    return "".join(f"<{tag}>{escape(text)}</{tag}>" for text in texts)
+
+
+def _joined(lines: Iterable[str]) -> str:
+    return "\n".join(lines)
+
+
+@cache
+def _assets() -> dict[str, str]:
+    """Scripts and style, and the policy that lets exactly these act."""
+    own = "\n".join(map(_resource, SCRIPTS))
+    script = f'(() => {{\n"use strict";\n{own}}})();\n'
+    uplot = _resource("vendor/uPlot.iife.min.js")
+    style = _resource("vendor/uPlot.min.css") + _resource("page.css")
+    policy = (
+        f"default-src 'none'; script-src {_hash(uplot)} {_hash(script)}; style-src {_hash(style)}; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )
+    return {"policy": policy, "style": style, "uplot": uplot, "script": script}
+
+
+@cache
+def _resource(name: str) -> str:
+    return files("moetrace.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    digest = hashlib.sha256(text.encode("utf-8")).digest()
+    return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"

@@ -1,0 +1,75 @@
+"""What the page holds of a run: every window exactly, or wider ones where it would burst."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from moetrace.report.names import json_island, short_names, shown
+from moetrace.report.packing import pack_integers, pack_reals
+from moetrace.report.windows import Layer, Windows, grouped, tabulate
+from moetrace.snapshot import Snapshot
+
+__all__ = ["WORST", "build", "worst_layers"]
+
+WORST = 3
+"""Layers that the curves name and colour; the others are drawn in grey."""
+
+
+def build(
+    histories: Mapping[str, Sequence[Snapshot]],
+    layers: Sequence[Layer],
+    exact: Mapping[str, Windows],
+    *,
+    cap: int,
+) -> str:
+    """The page's data as a JSON island.
+
+    Args:
+        histories: The snapshots of each phase, in step order.
+        layers: The rows of the heatmap.
+        exact: The windows of each phase, one row per snapshot.
+        cap: Most characters that the island should have. Where it would have more, neighbouring
+            windows are added up until it fits; the last window of a phase always stays as it is.
+            A single window that is larger than the cap is kept all the same.
+
+    Returns:
+        The island; each phase says how many windows the run has, and holds those of the page.
+    """
+    names = [shown(layer.name) for layer in layers]
+    rows = [
+        {"name": name, "short": short, "experts": layer.num_experts, "topK": layer.top_k}
+        for layer, name, short in zip(layers, names, short_names(names), strict=True)
+    ]
+    tables = dict(exact)
+    while True:
+        phases = [_packed(tables[phase], len(histories[phase])) for phase in histories]
+        island = json_island({"layers": rows, "phases": phases})
+        longest = max(map(len, tables.values()), default=0)
+        if len(island) <= cap or longest <= 2:
+            return island
+        # Added-up counts need more bits each, so the aim is a little below the cap.
+        factor = 0.9 * cap / len(island)
+        tables = {
+            phase: tabulate(phase, grouped(snapshots, int(len(tables[phase]) * factor)), layers)
+            for phase, snapshots in histories.items()
+        }
+
+
+def worst_layers(windows: Windows) -> list[int]:
+    """Positions of the layers furthest over their noise floor in the last window, worst first."""
+    excess = windows.metrics["max_vio_excess"][-1]
+    order = np.argsort(-np.nan_to_num(excess, nan=-np.inf), kind="stable")
+    return [int(index) for index in order if not np.isnan(excess[index])][:WORST]
+
+
+def _packed(windows: Windows, recorded: int) -> dict[str, Any]:
+    return {
+        "name": shown(windows.phase),
+        "recorded": recorded,
+        "spans": windows.spans.tolist(),
+        "worst": worst_layers(windows),
+        "tokens": pack_integers(windows.tokens),
+        "cells": pack_integers(windows.cells),
+        "metrics": {name: pack_reals(values) for name, values in windows.metrics.items()},
+    }

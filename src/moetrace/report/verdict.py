@@ -1,0 +1,254 @@
+"""The verdict: what is wrong, where, since when, in sentences whose every number is in the run.
+
+A router that picks evenly at random is uneven too, by chance. So nothing is called uneven or dead
+unless a uniform router would show as much in fewer than `RARE` of all windows, over all layers and
+experts together.
+
+Letters: T tokens, E experts, K chosen per token, p = K / E.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moetrace.report.names import shown
+from moetrace.report.payload import worst_layers
+from moetrace.report.windows import Layer, Windows
+
+__all__ = ["RARE", "Finding", "chance_of_dead", "chance_of_maximum", "span_text", "verdict"]
+
+RARE = 0.01
+"""Below this chance a uniform router is ruled out."""
+
+HEAVY, COLLAPSING = 1.0, 3.0
+"""MaxVio over its floor from which a layer is heavily loaded (twice its share), or collapsing
+(four times; the 4 to 5 times of the alarms that others use)."""
+
+NAMED = 3
+"""Layers or experts that a sentence names before it says how many more there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One sentence of the verdict.
+
+    Attributes:
+        tone: ``"good"``, ``"note"``, ``"warn"`` or ``"bad"``.
+        text: The sentence; names in it went through `shown`.
+    """
+
+    tone: str
+    text: str
+
+
+def verdict(windows: Windows) -> list[Finding]:
+    """What the last window of a phase says, the most important first, and since when.
+
+    Args:
+        windows: The windows of the phase, one row per snapshot; at least one.
+    """
+    return [*_balance(windows), *_withheld(windows), _dead(windows), _entropy(windows)]
+
+
+def span_text(span: Sequence[int]) -> str:
+    """The steps of a window in words.
+
+    >>> span_text((11, 20)), span_text((5, 5))
+    ('steps 11-20', 'step 5')
+    """
+    first, last = int(span[0]), int(span[1])
+    return f"step {first}" if first == last else f"steps {first}-{last}"
+
+
+def chance_of_maximum(largest: int, tokens: int, *, num_experts: int, top_k: int) -> float:
+    """Upper bound of the chance that a uniform router loads its heaviest expert at least so much.
+
+    ``E exp(-T KL(m / T, p))``: the Chernoff bound of the binomial tail, for any of E experts.
+    Valid for every T; dimensionless.
+
+    Args:
+        largest: m, the assignments of the heaviest expert.
+        tokens: T.
+        num_experts: E.
+        top_k: K.
+
+    Source: Hoeffding 1963, theorem 1.
+
+    >>> chance_of_maximum(500, 1000, num_experts=4, top_k=2)
+    1.0
+    >>> chance_of_maximum(10, 10, num_experts=2, top_k=1) == 2 * 0.5**10
+    True
+    """
+    p = top_k / num_experts
+    if p <= 0 or largest <= tokens * p:
+        return 1.0
+    share = min(1.0, largest / tokens)
+    distance = share * math.log(share / p)
+    if share < 1.0:
+        distance += (1 - share) * math.log((1 - share) / (1 - p))
+    return min(1.0, num_experts * math.exp(-tokens * distance))
+
+
+def chance_of_dead(tokens: int, *, num_experts: int, top_k: int) -> float:
+    """Upper bound of the chance that a uniform router leaves any expert without a token.
+
+    ``E (1 - K / E)^T``; dimensionless.
+
+    >>> chance_of_dead(2, num_experts=4, top_k=2)
+    1.0
+    >>> chance_of_dead(4, num_experts=4, top_k=2)
+    0.25
+    """
+    return min(1.0, num_experts * max(0.0, 1 - top_k / num_experts) ** tokens)
+
+
+def _balance(windows: Windows) -> list[Finding]:
+    where = span_text(windows.spans[-1])
+    worst = worst_layers(windows)
+    if not worst:
+        return [Finding("note", f"No layer has a balance to judge in {where}.")]
+    at = worst[0]
+    layer, name = windows.layers[at], shown(windows.layers[at].name)
+    max_vio, floor = _last(windows, "max_vio", at), _last(windows, "max_vio_floor", at)
+    if not _beyond_chance(windows, -1, at):
+        return [
+            Finding(
+                "good",
+                f"Within the noise of a uniform router: the most uneven layer in {where} is "
+                f"{name}, MaxVio {max_vio:.3f} where chance alone gives {floor:.3f}.",
+            )
+        ]
+    counts = windows.counts(at)[-1]
+    hottest, tokens = int(counts.argmax()), int(windows.tokens[-1, at])
+    excess = _last(windows, "max_vio_excess", at)
+    collapsing = excess >= COLLAPSING or (excess >= HEAVY and counts.max() >= 0.9 * tokens)
+    tone = "bad" if collapsing else "warn" if excess >= HEAVY else "note"
+    word = {"bad": "collapsing", "warn": "heavily uneven", "note": "uneven"}[tone]
+    share = counts.max() / counts.sum()
+    found = [
+        Finding(
+            tone,
+            f"{name} is {word}: expert {hottest} takes {share:.1%} of the assignments, "
+            f"{share * layer.num_experts:.2f} times its fair share, in {where}.",
+        ),
+        Finding(
+            "note",
+            f"MaxVio of {name} is {max_vio:.3f} where chance alone gives {floor:.3f}; it has been "
+            f"{_since_uneven(windows, at)}.",
+        ),
+    ]
+    others = [index for index in range(len(windows.layers)) if index != at]
+    more = sum(_beyond_chance(windows, -1, index) for index in others)
+    if others:
+        what = "also uneven beyond chance"
+        text = f"{more} of the {len(others)} other layers are {what}."
+        if more == len(others):
+            text = f"All {len(others)} other layers are {what}."
+        if more < 2:
+            text = f"{'One' if more else 'None'} of the {len(others)} other layers is {what}."
+        if len(others) == 1:
+            text = f"The other layer is {'' if more else 'not '}{what}."
+        found.append(Finding("note", text))
+    return found
+
+
+def _since_uneven(windows: Windows, at: int) -> str:
+    """Since when the layer is beyond chance, and since when it has half of its present excess."""
+    first = len(windows) - 1
+    while first > 0 and _beyond_chance(windows, first - 1, at):
+        first -= 1
+    excess = windows.metrics["max_vio_excess"][:, at]
+    below = np.flatnonzero(~(excess[first:] >= excess[-1] / 2))
+    half = first + int(below[-1]) + 1 if below.size else first
+    text = f"beyond chance {_since(windows, first)}"
+    if half > first:
+        text += f", and at least half as far over the floor since {span_text(windows.spans[half])}"
+    return text
+
+
+def _withheld(windows: Windows) -> list[Finding]:
+    where = span_text(windows.spans[-1])
+    return [
+        Finding("warn", f"{shown(name)} has no balance figure in {where}: {shown(reason)}.")
+        for name, reason in list(windows.withheld.items())[:NAMED]
+    ]
+
+
+def _dead(windows: Windows) -> Finding:
+    where = span_text(windows.spans[-1])
+    named, chance, total = [], 0, 0
+    for index, layer in enumerate(windows.layers):
+        counts = windows.counts(index)
+        total += layer.num_experts
+        for expert in np.flatnonzero(counts[-1] == 0) if windows.tokens[-1, index] > 0 else ():
+            silent = counts[:, expert] == 0
+            first = len(silent) - int(np.argmin(silent[::-1])) if not silent.all() else 0
+            idle = int(windows.tokens[first:, index].clip(min=0).sum())
+            if chance_of_dead(idle, num_experts=layer.num_experts, top_k=layer.top_k) < RARE:
+                named.append((first, f"{shown(layer.name)} expert {expert}"))
+            else:
+                chance += 1
+    by_chance = (
+        f" {chance} more got no token in {where}, which in so short a time can be chance."
+        if chance
+        else ""
+    )
+    if not named:
+        if chance:
+            text = f"No expert is dead beyond chance: {chance} of {total} got no token in {where}, "
+            return Finding("good", f"{text}which a uniform router leaves out as well.")
+        return Finding("good", f"No dead expert: each of the {total} got tokens in {where}.")
+    named.sort(key=lambda item: item[0])
+    listed = "; ".join(f"{name} {_since(windows, first)}" for first, name in named[:NAMED])
+    rest = f"; and {len(named) - NAMED} more" if len(named) > NAMED else ""
+    noun = "experts is" if len(named) == 1 else "experts are"
+    return Finding("bad", f"{len(named)} of {total} {noun} dead: {listed}{rest}.{by_chance}")
+
+
+def _entropy(windows: Windows) -> Finding:
+    entropy = windows.metrics["routing_entropy"]
+    seen = np.flatnonzero(~np.isnan(entropy).all(axis=1))
+    if not seen.size:
+        return Finding("note", "No routing entropy: no layer shows its router's logits.")
+    first, last = int(seen[0]), int(seen[-1])
+    start, end = float(np.nanmedian(entropy[first])), float(np.nanmedian(entropy[last]))
+    most = math.log(max(layer.num_experts for layer in windows.layers))
+    scale = f"{most:.2f} nats would be total indecision"
+    if first == last:
+        text = f"Routing entropy is {end:.3f} nats (median layer, {span_text(windows.spans[last])})"
+        return Finding("note", f"{text}; {scale}.")
+    change = (end - start) / start if start else 0.0
+    trend = "held" if abs(change) < 0.02 else "fell" if change < 0 else "rose"
+    how = f"at {end:.3f}" if trend == "held" else f"from {start:.3f} to {end:.3f}"
+    share = "" if trend == "held" else f" ({change:+.0%})"
+    return Finding(
+        "note",
+        f"Routing entropy {trend} {how} nats{share} between {span_text(windows.spans[first])} and "
+        f"{span_text(windows.spans[last])} (median layer); {scale}.",
+    )
+
+
+def _beyond_chance(windows: Windows, row: int, at: int) -> bool:
+    tokens = int(windows.tokens[row, at])
+    if tokens <= 0:
+        return False
+    layer: Layer = windows.layers[at]
+    bound = chance_of_maximum(
+        int(windows.counts(at)[row].max()),
+        tokens,
+        num_experts=layer.num_experts,
+        top_k=layer.top_k,
+    )
+    return bound * len(windows.layers) < RARE
+
+
+def _last(windows: Windows, name: str, at: int) -> float:
+    return float(windows.metrics[name][-1, at])
+
+
+def _since(windows: Windows, first: int) -> str:
+    if first == 0:
+        return f"since the first window ({span_text(windows.spans[0])})"
+    return f"since {span_text(windows.spans[first])}"
