@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moetrace.attachment import attach
     from moetrace.errors import (
         AlreadyAttached,
         MoETraceError,
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from moetrace.run import Run, open_run
     from moetrace.sinks.base import Sink
     from moetrace.snapshot import RoutingStats, Snapshot
-    from moetrace.tracer import Tracer, attach
+    from moetrace.tracer import Tracer
 
 _HOMES = {
     "AlreadyAttached": "moetrace.errors",
@@ -36,7 +37,7 @@ _HOMES = {
     "Site": "moetrace.readers",
     "Snapshot": "moetrace.snapshot",
     "Tracer": "moetrace.tracer",
-    "attach": "moetrace.tracer",
+    "attach": "moetrace.attachment",
     "discover": "moetrace.readers",
     "open_run": "moetrace.run",
 }

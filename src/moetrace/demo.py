@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moetrace.attachment import attach
 from moetrace.metrics import spread
 from moetrace.report import write_report
 from moetrace.run import open_run
 from moetrace.show import show_table
 from moetrace.snapshot import Snapshot
-from moetrace.tracer import Tracer, attach
+from moetrace.tracer import Tracer
 
 __all__ = ["main", "small_moe", "text_batches"]
 

@@ -1,124 +1,23 @@
-"""`attach`, the way in, and the `Tracer` that it returns."""
+"""What watches a model after `attach`: the tracer, and the barrier that keeps it harmless."""
 
-import fnmatch
-import logging
 import multiprocessing.util
-import os
-import platform
 import time
-import uuid
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-import torch
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 
-from moetrace.accumulator import Accumulators
-from moetrace.errors import AlreadyAttached, NoRouterFound
-from moetrace.layout import AccumulatorLayout
-from moetrace.ops import SCORINGS, TracerState, register
-from moetrace.probes import MaskProbe, RoutingProbe, drop_stale_code, takes_a_mask
-from moetrace.rank import own_rank, world_size
-from moetrace.readers import Reader, Site, discover, reader_for
-from moetrace.recording import Recording, device_of
-from moetrace.sinks.base import Sink
+from moetrace.readers import Site
+from moetrace.recording import Recording
 from moetrace.snapshot import Snapshot
-from moetrace.store import RunFolder
-from moetrace.writer import Writer
 
-__all__ = ["Tracer", "attach"]
-
-_log = logging.getLogger("moetrace")
+__all__ = ["Tracer"]
 
 _FLUSH_TIMEOUT = 5.0
-_MOST_NEAR_MISSES = 8
-
-
-def attach(
-    model: nn.Module,
-    run: str | os.PathLike[str] | None = None,
-    *,
-    every: int = 100,
-    sinks: Iterable[Sink] = (),
-    readers: Iterable[Reader] | None = None,
-    layers: str | Iterable[str] | None = None,
-    strict: bool = False,
-) -> "Tracer":
-    """Count what every router of ``model`` does, from now on.
-
-    Losses, gradients, weights and random state are bit-identical with and without it. Only mistakes
-    in this call raise; once it has returned, nothing of moetrace reaches the training.
-
-    Args:
-        model: Any module with routers. Best attached before its first compiled forward.
-        run: Folder of the run, created or continued; None keeps snapshots in memory only.
-        every: Optimizer steps per window, at least 1. One snapshot is written per window.
-        sinks: Where else snapshots go: objects with ``write(snapshot)`` and ``close()``.
-        readers: Your own readers, tried before the built-in ones.
-        layers: Glob or globs over site names: only those are recorded. All are hooked all the same,
-            since compiled layers share their code.
-        strict: Raise at the next step end what would only be logged; for tests and CI.
-
-    Returns:
-        The tracer; close it, or use it as a context manager.
-
-    Raises:
-        NoRouterFound: Nothing in the model could be read as a router. Lists the near misses.
-        AlreadyAttached: Another tracer is on this model.
-        RunFolderError: The folder cannot be written, or holds something that is no run.
-        ValueError, TypeError: An argument is not what it has to be.
-
-    Cost: per forward of a router see `moetrace.ops.count`; no host synchronisation between windows
-    and none at their end, one device-to-host copy per window.
-    """
-    _check_arguments(model, every, sinks := tuple(sinks))
-    own = tuple(readers or ())
-    found = discover(model, readers=own)
-    sites = [site for site in found if site.taken]
-    if not sites:
-        raise NoRouterFound(_no_router(model, found))
-    modules = [model.get_submodule(site.path) for site in sites]
-    _refuse_second(modules)
-    recorded = _recorded(sites, layers)
-    folder = None if run is None else RunFolder.prepare(run)
-    rank = own_rank()
-    segment = None
-    if folder is not None:
-        segment = folder.open_segment(rank=rank, header=_header(model, sites, every))
-    identity = {
-        "run_id": uuid.uuid4().hex[:12] if folder is None else folder.run_id,
-        "rank": rank,
-        "attempt": 0 if segment is None else segment.attempt,
-    }
-    state = TracerState()
-    register(state)
-    accumulators = Accumulators(
-        [AccumulatorLayout(site.num_experts) for site in sites],
-        [device_of(module) or torch.device("cpu") for module in modules],
-    )
-    probes = [
-        RoutingProbe(accumulator, _reader(module, own), SCORINGS.index(site.scoring), state)
-        for site, module, accumulator in zip(sites, modules, accumulators.tensors, strict=True)
-    ]
-    handles = _hook(model, modules, probes, state)
-    drop_stale_code(model)
-    recording = Recording(
-        state,
-        accumulators,
-        Writer(sites, recorded, identity, segment, sinks),
-        every,
-        probes,
-        [weakref.ref(module) for module in modules],
-        handles,
-    )
-    path = None if folder is None else Path(folder.path)
-    return Tracer(recording, [sites[index] for index in recorded], path, strict=strict)
 
 
 class Tracer:
@@ -302,113 +201,3 @@ class _Barrier:
             return False
         self._say(f"moetrace failed and goes on: {type(error).__name__}: {error}")
         return True
-
-
-def _check_arguments(model: Any, every: Any, sinks: Sequence[Any]) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"found {type(model).__name__} as model; attach takes a torch.nn.Module")
-    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-        raise ValueError(f"found every={every!r}; a window needs at least 1 optimizer step")
-    for sink in sinks:
-        if not callable(getattr(sink, "write", None)) or not callable(getattr(sink, "close", None)):
-            hint = "wrap the function in CallableSink" if callable(sink) else "give it both"
-            raise TypeError(
-                f"found {type(sink).__name__} as a sink; a sink has write(snapshot) and close(): "
-                f"{hint}"
-            )
-
-
-def _recorded(sites: Sequence[Site], layers: str | Iterable[str] | None) -> list[int]:
-    if layers is None:
-        return list(range(len(sites)))
-    globs = [layers] if isinstance(layers, str) else list(layers)
-    chosen = [
-        index
-        for index, site in enumerate(sites)
-        if any(fnmatch.fnmatchcase(site.name, glob) for glob in globs)
-    ]
-    if not chosen:
-        names = ", ".join(site.name for site in sites[:_MOST_NEAR_MISSES])
-        raise ValueError(f"found no site that matches layers={layers!r}; the sites are {names}")
-    return chosen
-
-
-def _no_router(model: nn.Module, found: Sequence[Site]) -> str:
-    lines = [f"found no router in {type(model).__name__}"]
-    if found:
-        lines.append("these came near:")
-        lines += [f"  {site.path} ({site.router}): {site.reason}" for site in found[:8]]
-    lines.append(
-        "to name a router, pass readers=[...] with an object that has matches(module) and "
-        "read(module, args, kwargs, output) -> moetrace.Routing"
-    )
-    return "\n".join(lines)
-
-
-def _refuse_second(modules: Sequence[nn.Module]) -> None:
-    for module in modules:
-        if any(isinstance(hook, RoutingProbe) for hook in module._forward_hooks.values()):
-            raise AlreadyAttached(
-                "this model is traced already; close() the other tracer first, or give this one "
-                "more sinks instead of a second tracer"
-            )
-
-
-def _reader(module: nn.Module, own: Sequence[Reader]) -> Reader:
-    reader = reader_for(module, own)
-    assert reader is not None, "discover took a module that no reader matches"
-    return reader
-
-
-def _hook(
-    model: nn.Module,
-    modules: Sequence[nn.Module],
-    probes: Sequence[RoutingProbe],
-    state: TracerState,
-) -> list[RemovableHandle]:
-    handles = [
-        module.register_forward_hook(probe, with_kwargs=True)
-        for module, probe in zip(modules, probes, strict=True)
-    ]
-    for owner in _mask_owners(model, modules):
-        probe = MaskProbe(owner, state)
-        handles.append(owner.register_forward_pre_hook(probe, with_kwargs=True))
-    return handles
-
-
-def _mask_owners(model: nn.Module, routers: Sequence[nn.Module]) -> list[nn.Module]:
-    """The outermost modules above a router whose forward takes an attention mask."""
-    wanted = {id(router) for router in routers}
-
-    def search(module: nn.Module) -> list[nn.Module]:
-        if takes_a_mask(module):
-            return [module] if any(id(inner) in wanted for inner in module.modules()) else []
-        return [owner for child in module.children() for owner in search(child)]
-
-    return search(model)
-
-
-def _header(model: nn.Module, sites: Sequence[Site], every: int) -> dict[str, Any]:
-    return {
-        "model": type(model).__name__,
-        "every": every,
-        "world_size": world_size(),
-        "sites": [
-            {
-                "name": site.name,
-                "aliases": list(site.aliases),
-                "num_experts": site.num_experts,
-                "top_k": site.top_k,
-                "scoring": site.scoring,
-                "reader": site.reader,
-                "router": site.router,
-            }
-            for site in sites
-        ],
-        "versions": {
-            "moetrace": version("moetrace"),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "numpy": version("numpy"),
-        },
-    }

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.jit import is_tracing  # pyright: ignore[reportPrivateImportUsage]
 
 from moetrace.ops import TracerState, accumulate, count
 from moetrace.readers import Reader
 
 __all__ = ["RoutingProbe"]
 
-_dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
+_is_tracing: Callable[[], bool] = getattr(torch.jit, "is_tracing", lambda: False)
+_dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 
 
 class RoutingProbe:
@@ -44,7 +44,7 @@ class RoutingProbe:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
     ) -> None:
         """Count this forward. Cost: see `moetrace.ops.count`; returns None on every path."""
-        if torch.compiler.is_exporting() or is_tracing():
+        if torch.compiler.is_exporting() or _is_tracing():
             return
         try:
             routing = self.reader.read(module, args, kwargs, output)
