@@ -45,7 +45,7 @@ def window_line(snapshot: Snapshot) -> str:
     >>> counts = np.array([3, 1])
     >>> stats = RoutingStats("mlp", 2, 1, "none", counts, counts * 0, counts * 0, tokens=4)
     >>> window_line(Snapshot("run", 0, 0, 0, "train", 1, 10, 0.0, (stats,)))
-    'train steps 1-10: 4 tokens, CV 0.500, MaxVio 0.500 (chance 0.375) in mlp, entropy -, dead 0/2'
+    'train steps 1-10: 4 tokens, CV 0.500, MaxVio 0.500 (floor 0.375) in mlp, entropy -, dead 0/2'
     """
     rows = {stats.layer: stats.metrics() for stats in snapshot}
     worst = spread({layer: row["max_vio_excess"] for layer, row in rows.items()})
@@ -53,7 +53,7 @@ def window_line(snapshot: Snapshot) -> str:
     if worst is not None:
         row = rows[worst.worst_layer]
         balance = (
-            f"MaxVio {_number(row['max_vio'])} (chance {_number(row['max_vio_floor'])}) "
+            f"MaxVio {_number(row['max_vio'])} (floor {_number(row['max_vio_floor'])}) "
             f"in {printable(worst.worst_layer)}"
         )
     experts = sum(stats.num_experts for stats in snapshot)

@@ -1,0 +1,159 @@
+"""The ``moetrace`` command: what was asked for; the work itself is done a floor below.
+
+Exit codes: 0 fine, 2 wrong use, said in one line on standard error.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+# Nothing else is imported here: each command imports what it needs, so that --help costs nothing.
+from moetrace import __version__
+from moetrace.errors import MoETraceError
+
+__all__ = ["main", "parser"]
+
+DEMO_RUN = "runs/demo"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code.
+
+    Args:
+        arguments: What stands behind ``moetrace``; None takes it from the process.
+    """
+    options = parser().parse_args(arguments)
+    try:
+        code = int(options.command(options))
+        # What a closed pipe cannot take shows at the flush, and should show in here.
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader, such as head, has what it wanted. The exit flushes once more, into nothing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except (MoETraceError, ValueError, OSError, ImportError) as error:
+        from moetrace.sinks.printable import printable
+
+        text = " ".join(str(error).split()) or type(error).__name__
+        print(f"moetrace {options.name}: {printable(text)}", file=sys.stderr)
+        return 2
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands; each sets ``command``, the function that runs it."""
+    whole = _OneLineParser(
+        prog="moetrace",
+        description="Know exactly what every router of a PyTorch model did.",
+        allow_abbrev=False,
+    )
+    whole.add_argument("--version", action="version", version=f"moetrace {__version__}")
+    commands = whole.add_subparsers(title="commands", metavar="COMMAND", dest="name", required=True)
+
+    demo = _add(commands, "demo", "train a small MoE on real text, traced, and report", _demo)
+    demo.add_argument("--run", default=DEMO_RUN, help="folder of the run (default: %(default)s)")
+    demo.add_argument(
+        "--steps", type=_positive, help="optimizer steps (default: about a minute of them)"
+    )
+
+    inspect = _add(commands, "inspect", "what was recorded: routers, windows, health", _inspect)
+    inspect.add_argument("run", metavar="RUN", help="folder of the run")
+
+    show = _add(commands, "show", "the metrics of a window, layer by layer", _show)
+    show.add_argument("run", metavar="RUN", help="folder of the run")
+    show.add_argument("--phase", default="train", help="phase of the window (default: %(default)s)")
+    show.add_argument("--step", type=int, help="an optimizer step in it (default: the last window)")
+
+    report = _add(commands, "report", "one self-contained HTML page", _report)
+    report.add_argument("run", metavar="RUN", help="folder of the run")
+    report.add_argument("-o", "--out", help="file to write (default: RUN/report.html)")
+    return whole
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage before it. Subcommands inherit it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def _add(commands: Any, name: str, text: str, command: Any) -> argparse.ArgumentParser:
+    added: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
+    )
+    added.add_argument("--json", action="store_true", help="print one JSON document instead")
+    added.set_defaults(command=command)
+    return added
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isascii() and text.isdigit() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}; it takes a whole number of at least 1")
+    return number
+
+
+def _demo(options: argparse.Namespace) -> int:
+    try:
+        from moetrace.demo import main as run_demo
+
+        return run_demo(options)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"the demo needs {error.name}, which is not installed; "
+            "pip install 'moetrace[demo]' brings it"
+        ) from error
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from moetrace.run import open_run
+    from moetrace.show import facts, show_facts
+
+    run = open_run(options.run)
+    if options.json:
+        _print_json(facts(run))
+    else:
+        show_facts(run)
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    from moetrace.run import open_run
+    from moetrace.show import show_table, window_at, window_record
+
+    run = open_run(options.run)
+    if options.phase not in run.phases:
+        known = ", ".join(run.phases) or "none yet: the first window is written when it closes"
+        raise ValueError(f"found no phase {options.phase!r}; this run has {known}")
+    snapshot = window_at(run.snapshots(phase=options.phase), options.step)
+    if options.json:
+        _print_json(window_record(run, snapshot))
+    else:
+        show_table(run, snapshot)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from moetrace.report import write_report
+    from moetrace.run import open_run
+    from moetrace.sinks.printable import printable
+
+    run = open_run(options.run)
+    written = write_report(run, out=Path(options.out) if options.out else run.path / "report.html")
+    if options.json:
+        _print_json({"run_id": run.run_id, "report": str(written)})
+    else:
+        print(printable(str(written)))
+    return 0
+
+
+def _print_json(record: dict[str, Any]) -> None:
+    import json
+
+    print(json.dumps(record, indent=2, allow_nan=False, default=str))

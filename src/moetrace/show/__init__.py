@@ -1,0 +1,15 @@
+"""A run on the terminal, as text or as one JSON document.
+
+```
+facts     what was recorded: model, routers, processes, windows, health, faults
+window    the metrics of one window, layer by layer
+columns   rows of text in columns that fit the terminal
+```
+
+Names in a run are a stranger's text: all of it is made `printable` before it is printed.
+"""
+
+from moetrace.show.facts import facts, show_facts
+from moetrace.show.window import show_table, window_at, window_record
+
+__all__ = ["facts", "show_facts", "show_table", "window_at", "window_record"]
