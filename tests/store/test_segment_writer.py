@@ -38,12 +38,12 @@ FREE = st.recursive(
 def routing(draw: st.DrawFn, layer: str) -> RoutingStats:
     """Any numbers of one layer that a snapshot may hold."""
     experts = draw(st.integers(1, 5))
-    counts = {
+    counts: dict[str, Any] = {
         name: np.array(draw(st.lists(kind, min_size=experts, max_size=experts)), np.int64)
         for name, kind in zip(VECTORS, (COUNT, SIGNED, SIGNED), strict=True)
     }
     signed = ("margin_sum", "lse_sum")
-    scalars = {name: draw(SIGNED if name in signed else COUNT) for name in COUNTERS}
+    scalars: dict[str, Any] = {name: draw(SIGNED if name in signed else COUNT) for name in COUNTERS}
     return RoutingStats(
         layer=layer,
         num_experts=experts,
