@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist  # noqa: TID251 - the user's code may
 from torch import nn
 
-from moetrace.tracer import attach
+from moetrace import attach
 from tests import leaks, tripwire
 from tests.tiny import ScriptedModel
 

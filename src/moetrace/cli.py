@@ -17,6 +17,9 @@ __all__ = ["main", "parser"]
 
 DEMO_RUN = "runs/demo"
 
+LONGEST = 8192
+"""Characters of a message or a path that are printed: more than the longest path of Linux."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code.
@@ -39,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from moetrace.sinks.printable import printable
 
         text = " ".join(str(error).split()) or type(error).__name__
-        print(f"moetrace {options.name}: {printable(text)}", file=sys.stderr)
+        print(f"moetrace {options.name}: {printable(text, longest=LONGEST)}", file=sys.stderr)
         return 2
     return code
 
@@ -149,7 +152,7 @@ def _report(options: argparse.Namespace) -> int:
     if options.json:
         _print_json({"run_id": run.run_id, "report": str(written)})
     else:
-        print(printable(str(written)))
+        print(printable(str(written), longest=LONGEST))
     return 0
 
 

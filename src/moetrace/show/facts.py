@@ -12,6 +12,10 @@ from moetrace.sinks.printable import printable
 __all__ = ["facts", "show_facts"]
 
 
+LONGEST = 8192
+"""Characters of a value that are printed: more than the longest path of Linux."""
+
+
 def facts(run: Run) -> dict[str, Any]:
     """What the run says about itself, as plain numbers, strings, lists and dicts.
 
@@ -53,7 +57,7 @@ def show_facts(run: Run, *, stream: TextIO | None = None) -> None:
         "events": found["events"],
     }
     for label, value in rows.items():
-        print_line(f"{label:<10}{printable(str(value))}", out)
+        print_line(f"{label:<10}{printable(str(value), longest=LONGEST)}", out)
     print_line("", out)
     print_table(
         ("phase", "windows", "steps", "tokens"), [_phase(p, found) for p in run.phases], out

@@ -15,18 +15,22 @@ UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories that show nothing or act on what stands around them."""
 
 
-def printable(text: str) -> str:
+def printable(text: str, *, longest: int = LONGEST) -> str:
     r"""The text with everything spelled out that would act instead of being seen.
 
-    Cost: linear in `LONGEST`, whatever the length of the text.
+    Cost: linear in ``longest``, whatever the length of the text.
+
+    Args:
+        text: Any text.
+        longest: Characters of it that are printed whole; paths and messages may need more.
 
     >>> printable("mlp\x1b[2J\u202e")
     'mlp\\x1b[2J\\u202e'
     """
     tail = ""
-    if len(text) > LONGEST:
+    if len(text) > longest:
         tail = f"... ({len(text):,} characters)"
-        text = text[: LONGEST // 2]
+        text = text[: longest // 2]
     return "".join(map(_seen, text)) + tail
 
 
