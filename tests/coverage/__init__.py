@@ -1,0 +1,1 @@
+"""The coverage certificate: what moetrace counts on every architecture of transformers."""

@@ -1,0 +1,132 @@
+"""The certificate as a page of the documentation."""
+
+import datetime
+from collections.abc import Iterable, Sequence
+
+from tests.coverage.certificate import Row
+from tests.coverage.look_alikes import LOOK_ALIKES
+from tests.coverage.scan import Suspect
+
+__all__ = ["render", "summary"]
+
+_HEAD = """\
+# Coverage
+
+<!-- Written by `python -m tests.coverage_certificate`; do not edit. -->
+
+Every architecture with a mixture of experts in transformers {transformers}, found by reading its
+sources. A tiny random model of each (3 layers, 8 experts, 2 per token where it can, biases of the
+choice not zero) is run with padding, once in train mode and once in eval mode, under
+`moetrace.attach(model, every=1)` with no further argument. What moetrace counted per layer and
+expert is compared with what the experts were called with, or with the router's rule computed again
+where that does not say it; the mean entropy with the one of the router's own normalised scores in
+float64; the name of each site with the name of its block. {date}, torch {torch}, moetrace
+{moetrace}, on a CPU.
+
+**{summary}**
+
+- *counts*: equal for every expert of every layer in both modes, padding left out, or what happened
+  instead. *silent*: attached, but nothing was counted, and moetrace said so after the first window.
+- *entropy*: equal to {tolerance} nats; `-` where there are no scores of all experts.
+- *scores*: what turns the logits into scores, as the weights of the chosen experts show it.
+
+"""
+
+_COLUMNS = (
+    "architecture",
+    "block",
+    "router",
+    "reader",
+    "sites",
+    "counts",
+    "entropy",
+    "scores",
+    "notes",
+)
+
+_LEFT = """
+## Looked at and left
+
+{count} more folders look in some way as if they chose among experts, and do not.
+
+| folder | what made it a suspect | what it is |
+| --- | --- | --- |
+"""
+
+NEEDS: dict[str, str] = {
+    "dbrx": "the router returns bare logits and the block chooses: the experts' arguments hold ids "
+    "and weights",
+    "deepseek_v4": "a scoring sqrt(softplus) beside softmax and sigmoid",
+    "diffusion_gemma": "what the router returns first are probabilities, not logits; the mask of "
+    "the prompt must not be used below the decoder",
+    "doge": "no router module: the ids are what both embedding tables of the block are looked up "
+    "with",
+    "ernie4_5_vl_moe": "each block sees the tokens of one modality: the mask has to be picked by "
+    "moe_mm_token_type_ids as the tokens are; the block that the model declares is no router",
+    "gemma4": "what the router returns first are probabilities, not logits",
+    "inkling": "the router's matrix has rows for shared experts too: the number of experts is the "
+    "width of the logits",
+    "inkling2": "the scoring is a module of the router (score_fn), not a word in its forward",
+    "jetmoe": "no ids: sizes per expert, which cannot leave padding out; the top-k of the logits "
+    "can, checked against the sizes",
+    "llama4": "no ids: scores of all experts with exact zeros where a token is not routed",
+    "muse_spark": "the scoring is a module of the router (scoring_function), not a word in its "
+    "forward",
+    "nllb_moe": "an integer mask, no ids, and combine weights of all experts with exact zeros; its "
+    "decoder has a mask of its own",
+    "switch_transformers": "an integer mask, no ids: one one-hot row per token; its decoder has a "
+    "mask of its own",
+    "zaya": "8 experts and 9 classes: the ninth, skip, is rewritten to id 0 with weight 0",
+}
+"""What a reader would need, by architecture; shown only where something is not exact."""
+
+
+def render(rows: Sequence[Row], suspects: Iterable[Suspect], versions: dict[str, str]) -> str:
+    """The page; ``versions`` names transformers, torch, moetrace and the tolerance."""
+    today = datetime.date.today().isoformat()
+    text = _HEAD.format(**versions, date=today, summary=summary(rows))
+    text += _line(_COLUMNS) + _line("---" for _ in _COLUMNS)
+    text += "".join(_line(_cells(row)) for row in rows)
+    left = [item for item in suspects if item.folder in LOOK_ALIKES]
+    text += _LEFT.format(count=len(left))
+    for item in left:
+        why = "; ".join([*(f"it has a {part}" for part in item.parts), *item.hints][:2])
+        text += _line((item.folder, why, LOOK_ALIKES[item.folder]))
+    return text
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """How many are exact, in one sentence."""
+    architectures = {row.architecture for row in rows}
+    short = {row.architecture for row in rows if not row.exact}
+    refused = sorted({row.architecture for row in rows if row.refused})
+    built = [row for row in rows if row.counts != "not built"]
+    text = (
+        f"{len(architectures - short)} of {len(architectures)} architectures are exact, "
+        f"{sum(row.exact for row in rows)} of {len(built)} kinds of block; "
+        f"{len(rows) - len(built)} could not be built."
+    )
+    if refused:
+        text += f" Without a router of its own, and refused as such: {', '.join(refused)}."
+    return text
+
+
+def _cells(row: Row) -> Iterable[str]:
+    notes = list(row.notes[:2])
+    if not row.exact and not row.refused and row.architecture in NEEDS:
+        notes.append(f"needs: {NEEDS[row.architecture]}")
+    return (
+        row.architecture,
+        row.block or "-",
+        row.router or "-",
+        row.reader.removesuffix("Reader") or "-",
+        str(row.sites),
+        row.counts,
+        row.entropy,
+        row.scoring or "-",
+        "; ".join(notes),
+    )
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |\n"
