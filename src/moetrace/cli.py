@@ -148,7 +148,12 @@ def _report(options: argparse.Namespace) -> int:
     from moetrace.sinks.printable import printable
 
     run = open_run(options.run)
-    written = write_report(run, out=Path(options.out) if options.out else run.path / "report.html")
+    out = Path(options.out) if options.out else run.path / "report.html"
+    try:
+        written = write_report(run, out=out)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"cannot write {str(out)!r}: {reason}; name another file with -o") from error
     if options.json:
         _print_json({"run_id": run.run_id, "report": str(written)})
     else:

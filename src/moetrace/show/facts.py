@@ -83,7 +83,7 @@ def _phase(phase: str, found: Mapping[str, Any]) -> list[Cell]:
     return [
         Cell(printable(phase)),
         Cell(f"{found['windows'][phase]:,}"),
-        Cell(f"{first}-{last}"),
+        Cell(f"{first}-{last}" if first != last else f"{first}"),
         Cell(f"{found['tokens'][phase]:,}"),
     ]
 
