@@ -91,9 +91,11 @@ class ArrayShape:
         return row.astype("<i4" if self.types[tensor] == "I32" else "<i8").tobytes()
 
     def from_bytes(self, tensor: int, data: bytes) -> NDArray[np.int64]:
-        """The row that these bytes hold, shape ``(L, E)``."""
+        """The row that these bytes hold, shape ``(L, E)``, read-only."""
         flat = np.frombuffer(data, "<i4" if self.types[tensor] == "I32" else "<i8")
-        return flat.reshape(self.layers, self.experts).astype(np.int64)
+        row = flat.reshape(self.layers, self.experts).astype(np.int64)
+        row.flags.writeable = False  # RoutingStats copies each vector that somebody could change
+        return row
 
 
 def row_count(entries: int) -> int:
