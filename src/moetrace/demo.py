@@ -28,7 +28,7 @@ from moetrace.tracer import Tracer
 
 __all__ = ["main", "small_moe", "text_batches"]
 
-STEPS = 240
+STEPS = 180
 EVERY = 10
 MICRO_BATCHES = 2
 ROWS, LENGTH = 8, 128
@@ -65,6 +65,8 @@ def small_moe() -> nn.Module:
         num_key_value_heads=2,
         num_experts=16,
         num_experts_per_tok=2,
+        output_router_logits=True,  # which makes transformers add the load-balancing loss
+        router_aux_loss_coef=0.3,
         max_position_embeddings=LENGTH,
         pad_token_id=PAD,
         bos_token_id=None,
@@ -94,7 +96,7 @@ def main(arguments: argparse.Namespace) -> int:
     steps = arguments.steps or STEPS
     torch.manual_seed(0)
     model = small_moe().train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     train, held_out = text_batches(0), text_batches(1)
     evaluation = [next(held_out) for _ in range(HELD_OUT)]
     started = time.monotonic()
