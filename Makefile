@@ -27,10 +27,10 @@ demo: $(VENV)/ready-to-run
 	@$(BIN)/moetrace demo
 
 test: lint wheel chromium
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q --doctest-modules src tests README.md docs
 
 lint: $(VENV)/ready-to-test
-	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff format --check --quiet --exclude '*.md' .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
 	$(BIN)/pyright
@@ -76,6 +76,8 @@ $(VENV)/ready-to-run: pyproject.toml $(VENV)/pip-is-current
 	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable ".[demo]"
 	@touch $@
 
+# pyright runs on Node.js; its extra brings one, so that none is downloaded behind pip's back.
 $(VENV)/ready-to-test: $(VENV)/ready-to-run
-	@$(PIP) install --constraint constraints.txt --no-build-isolation --group test --group lint
+	@$(PIP) install --constraint constraints.txt --no-build-isolation \
+	  --group test --group lint "pyright[nodejs]"
 	@touch $@
