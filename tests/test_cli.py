@@ -397,6 +397,15 @@ class TestTerminal:
         acting = {character for character in printed if unicodedata.category(character) in "CcCfCs"}
         assert acting == {"\n"}
 
+    def test_markup_of_rich_is_plain_text(self, tmp_path: Path) -> None:
+        """J4: a name that is markup, an emoji or a link to rich is printed as it is."""
+        names = ["[/x]", "[bold]b", "[link=u]v", ":smile:"]
+        run = recorded(tmp_path / "run", window(1, 1, *(stats(name, [1, 1]) for name in names)))
+        terminal = Terminal()
+        show_table(run, run.snapshots()[-1], stream=terminal)
+        rows = terminal.getvalue().splitlines()[2:6]
+        assert [re.sub(r"\x1b\[[0-9;]*m", "", row).split()[0] for row in rows] == names
+
     def test_no_text_of_a_run_can_act_through_json(
         self, hostile: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -1,5 +1,9 @@
 """The guards around every test would see what they are there for."""
 
+import os
+import re
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from types import ModuleType
@@ -91,3 +95,56 @@ class TestLeaks:
         assert leaks.settled(leaks.threads, ["moetrace-stuck"]) == []
         done.set()
         thread.join(60)
+
+
+LEAKY = """
+import torch
+import torch.distributed
+import moetrace
+from tests import leaks
+from tests.tiny import ScriptedModel
+
+kept = []
+leaks.PATIENCE = 0.05
+
+
+def test_leaves_a_tracer(tmp_path):
+    kept.append(ScriptedModel([[0, 1]], num_experts=4))
+    kept.append(moetrace.attach(kept[0], tmp_path / "run"))
+
+
+def test_swallows_a_collective():
+    ours = {"__name__": "moetrace.writer", "barrier": torch.distributed.barrier}
+    exec("try: barrier()\\nexcept Exception: pass", ours)
+
+
+def test_does_nothing():
+    kept[1].close()
+"""
+
+
+class TestAroundATest:
+    def test_a_test_that_leaks_or_meets_a_collective_is_an_error(self, tmp_path: Path) -> None:
+        """The guards stand around every test: what it leaves, or what was swallowed, is told."""
+        (tmp_path / "test_leaky.py").write_text(LEAKY)
+        command = "-m pytest -q --tb=line -p tests.conftest --rootdir . -c /dev/null ."
+        done = subprocess.run(
+            [sys.executable, *command.split()],
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": str(Path(__file__).parents[1]),
+            },
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.stdout.rstrip().splitlines()[-1].startswith("3 passed, 2 errors in ")
+        left = re.search(r"this test left behind {(.*)}; close\(\) the tracer", done.stdout)
+        assert left is not None
+        assert "'threads': ['moetrace-writer']" in left[1]
+        assert "'hooks': ['RoutingProbe', 'MaskProbe']" in left[1]
+        assert "log.jsonl" in left[1]
+        assert "moetrace entered a collective" in done.stdout
