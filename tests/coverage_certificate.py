@@ -1,6 +1,7 @@
 """What moetrace counts on every architecture: ``python -m tests.coverage_certificate``.
 
-Writes ``docs/coverage.md``; with ``--only`` or ``--json`` it writes to standard output instead.
+Writes ``docs/coverage.md``; with ``--only`` the page goes to standard output instead, with
+``--json`` the rows do, with the types and shapes that were seen.
 """
 
 import argparse
@@ -35,7 +36,7 @@ def main() -> int:
     wanted = [item for item in suspects if not arguments.only or item.folder in arguments.only]
     if unknown := set(arguments.only or ()) - {item.folder for item in suspects}:
         parser.error(f"found no {', '.join(sorted(unknown))} among the suspects")
-    rows = certify(wanted, progress=lambda line: sys.stderr.write(f"{line}\n"))
+    rows = certify(wanted, progress=_say)
     if arguments.json:
         json.dump([row.to_dict() for row in rows], sys.stdout, indent=1)
     names = ("transformers", "torch", "moetrace")
@@ -45,8 +46,12 @@ def main() -> int:
         sys.stdout.write(page)
     elif not arguments.only:
         PAGE.write_text(page, encoding="utf-8")
-    sys.stderr.write(f"{summary(rows)}\n")
+    _say(summary(rows))
     return 0
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def tiny_config(config_class: type[Any], **changes: Any) -> Any:
     return config_class(**wanted)
 
 
-def _composite(config_class: type[Any]) -> bool:
+def _composite(config_class: type[Any] | None) -> bool:
     return bool(getattr(config_class, "sub_configs", None))
 
 

@@ -4,21 +4,22 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-import moetrace
+from moetrace import NoRouterFound, attach, discover
 from moetrace.sinks import MemorySink
 from tests.coverage.architectures import model_classes, tiny_model
+from tests.coverage.configurations import VARIANTS
 from tests.coverage.inputs import inputs_of
 from tests.coverage.look_alikes import LOOK_ALIKES, SPARE_PARTS
 from tests.coverage.scan import Suspect
 from tests.coverage.truth import TrueSite, Truth
 
-__all__ = ["Row", "certify", "examine"]
+__all__ = ["Row", "certify", "examine", "with_skipped"]
 
 _MOST_NOTES = 4
 
@@ -32,6 +33,7 @@ class Row:
 
     Attributes:
         architecture: Folder under ``transformers/models``.
+        variant: What was set beyond the default; empty for the default.
         model: The class that was built; empty where none could be.
         block, router: Class names.
         reader: Class name of moetrace's reader, empty where there was none.
@@ -45,6 +47,7 @@ class Row:
     """
 
     architecture: str
+    variant: str = ""
     model: str = ""
     block: str = ""
     router: str = ""
@@ -113,13 +116,20 @@ def examine(suspect: Suspect) -> list[Row]:
         classes = model_classes(suspect)
     except Exception as error:
         return [Row(suspect.folder, notes=[_in_words(error)])]
-    for model_class in classes:
-        try:
-            model = tiny_model(model_class)
+    for changes in ({}, *VARIANTS.get(suspect.folder, ())):
+        variant = ", ".join(f"{name}={value}" for name, value in changes.items())
+        for model_class in classes:
+            try:
+                model = tiny_model(model_class, **changes)
+            except Exception as error:
+                rows.append(Row(suspect.folder, variant, notes=[_in_words(error)]))
+                continue
             missing -= {type(module).__name__ for module in model.modules()}
-            rows += _compare(suspect, model)
-        except Exception as error:
-            rows.append(Row(suspect.folder, model_class.__name__, notes=[_in_words(error)]))
+            try:
+                found = _compare(suspect, model)
+            except Exception as error:
+                found = [Row(suspect.folder, counts="raised", notes=[_in_words(error)])]
+            rows += [replace(row, variant=variant, model=model_class.__name__) for row in found]
     if missing:
         built = " or ".join(item.__name__ for item in classes)
         names = ", ".join(sorted(missing))
@@ -131,33 +141,36 @@ def _compare(suspect: Suspect, model: nn.Module) -> list[Row]:
     truth, sink = Truth(model, suspect.parts), MemorySink()
     with _Listening() as said:
         try:
-            tracer = moetrace.attach(model, every=1, sinks=[sink])
-        except moetrace.NoRouterFound:
+            tracer = attach(model, every=1, sinks=[sink])
+        except NoRouterFound:
             tracer = None
         masks = _run(model, truth, tracer)
         if tracer is not None:
             tracer.close()
-    found = moetrace.discover(model)
+    near = [site for site in discover(model) if not site.taken]
+    taken = {} if tracer is None else {site.name: site for site in tracer.sites}
     windows = {snapshot.phase: snapshot for snapshot in sink.snapshots}
     rows: dict[tuple[str, str], Row] = {}
+    if not truth.sites:
+        note = f"found no experts to take the truth from; moetrace finds {len(taken)} sites"
+        return [Row(suspect.folder, counts="no truth", notes=[note])]
     for site in truth.sites:
-        row = rows.setdefault((site.block, site.router), _row_of(suspect, model, site))
+        row = rows.setdefault((site.block, site.router), _row_of(suspect, site))
         row.sites += 1
-        taken = next((item for item in found if item.taken and item.name == site.name), None)
         if not site.calls["train"] or not site.calls["eval"]:
             row.fail("never ran", "the forward of this model did not reach it")
         elif not site.routed and tracer is None:
             row.fail("no router", site.rule)
-        elif taken is None:
-            row.fail("no router found" if tracer is None else "site not found", _why(site, found))
+        elif site.name not in taken:
+            row.fail("no router found" if tracer is None else "site not found", _why(site, near))
         else:
-            row.reader = taken.reader
+            row.reader = taken[site.name].reader
             for label in ("train", "eval"):
                 _judge(row, site, label, windows.get(label), masks[label])
     true = {site.name for site in truth.sites}
-    for site in found:
-        if site.taken and site.name not in true:
-            row = rows.setdefault((site.router, "extra"), _extra_row(suspect, model, site))
+    for site in taken.values():
+        if site.name not in true:
+            row = rows.setdefault((site.router, "extra"), _extra_row(suspect, site))
             row.sites += 1
             counted = [w[site.name].calls for w in windows.values() if site.name in w.layers]
             row.fail("false site" if any(counted) else "extra site, silent", f"named {site.name}")
@@ -189,14 +202,26 @@ def _judge(row: Row, site: TrueSite, label: str, window: Any, masks: dict[str, A
         row.fail("silent", "")
         return
     counted, true = stats.tokens_per_expert.tolist(), site.counts(label, masks)
+    if skipped := site.skipped(label, masks):
+        columns = len(counted)
+        true = with_skipped(true, experts=site.num_experts, columns=columns, skipped=skipped)
     width = max(len(counted), len(true))
     counted, true = ([*item, *[0] * (width - len(item))] for item in (counted, true))
-    tokens = site.tokens(label, masks)
+    tokens, dropped = site.tokens(label, masks), site.dropped(label, masks)
     if counted != true or stats.out_of_range:
         row.fail("wrong", f"{label}: counted {counted}, true {true}")
     if stats.tokens != tokens:
         row.fail("wrong", f"{label}: counted {stats.tokens} tokens, true {tokens}")
+    if stats.dropped != dropped:
+        row.fail("drops missed", f"{label}: counted {stats.dropped} dropped, true {dropped}")
     _judge_entropy(row, site, label, stats, masks)
+
+
+def with_skipped(true: list[int], *, experts: int, columns: int, skipped: int) -> list[int]:
+    """The counts with the choices of no expert in the column after the experts, if there is one."""
+    if columns <= experts:
+        return true
+    return [*true, *[0] * (experts - len(true)), skipped]
 
 
 def _judge_entropy(row: Row, site: TrueSite, label: str, stats: Any, masks: dict[str, Any]) -> None:
@@ -217,12 +242,11 @@ def _judge_entropy(row: Row, site: TrueSite, label: str, stats: Any, masks: dict
         row.entropy = "exact"
 
 
-def _row_of(suspect: Suspect, model: nn.Module, site: TrueSite) -> Row:
+def _row_of(suspect: Suspect, site: TrueSite) -> Row:
     return Row(
         suspect.folder,
-        type(model).__name__,
-        site.block,
-        site.router,
+        block=site.block,
+        router=site.router,
         counts="exact",
         router_output=site.router_output,
         experts_call=site.experts_call,
@@ -230,14 +254,13 @@ def _row_of(suspect: Suspect, model: nn.Module, site: TrueSite) -> Row:
     )
 
 
-def _extra_row(suspect: Suspect, model: nn.Module, site: Any) -> Row:
-    return Row(suspect.folder, type(model).__name__, site.router, "", site.reader, counts="exact")
+def _extra_row(suspect: Suspect, site: Any) -> Row:
+    return Row(suspect.folder, block=site.router, reader=site.reader, counts="exact")
 
 
-def _why(site: TrueSite, found: list[Any]) -> str:
-    inside = f"{site.name}."
-    near = [item for item in found if not item.taken and item.path.startswith(inside)]
-    return near[0].reason if near else "discover names no candidate in this block"
+def _why(site: TrueSite, near: list[Any]) -> str:
+    reasons = [item.reason for item in near if item.path.startswith(f"{site.name}.")]
+    return reasons[0] if reasons else "discover names no candidate in this block"
 
 
 class _Listening(logging.Handler):

@@ -5,7 +5,7 @@ A field is set by its name, wherever a configuration has it; the rest are except
 
 from typing import Any
 
-__all__ = ["EXCEPTIONS", "EXPERTS", "MODELS", "SMALL", "TOP_K"]
+__all__ = ["EXCEPTIONS", "EXPERTS", "MODELS", "SMALL", "TOP_K", "VARIANTS"]
 
 EXPERTS, TOP_K = 8, 2
 
@@ -80,6 +80,7 @@ SMALL: dict[str, Any] = {
     "moe_k": TOP_K,
     "moe_top_k": TOP_K,
     "top_k_experts": TOP_K,
+    "zero_expert_num": 2,
     "n_group": 2,
     "topk_group": 1,
     "n_shared_experts": 1,
@@ -205,3 +206,13 @@ MODELS: dict[str, tuple[str, ...]] = {
     "vitpose_backbone": ("VitPoseBackbone",),
 }
 """The model classes that hold the experts, where the first language model of a folder is not it."""
+
+VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
+    "cohere2_moe": ({"expert_selection_fn": "sigmoid"},),
+    "deepseek_v2": ({"topk_method": "group_limited_greedy"},),
+    "laguna": ({"moe_router_logit_softcapping": 2.0},),
+    "nllb_moe": ({"expert_capacity": 4},),
+    "phimoe": ({"router_jitter_noise": 0.1, "input_jitter_noise": 0.1},),
+    "switch_transformers": ({"expert_capacity": 2},),
+}
+"""Settings that change how an architecture chooses: each is built and run once more."""

@@ -17,16 +17,17 @@ _HEAD = """\
 Every architecture with a mixture of experts in transformers {transformers}, found by reading its
 sources. A tiny random model of each (3 layers, 8 experts, 2 per token where it can, biases of the
 choice not zero) is run with padding, once in train mode and once in eval mode, under
-`moetrace.attach(model, every=1)` with no further argument. What moetrace counted per layer and
-expert is compared with what the experts were called with, or with the router's rule computed again
-where that does not say it; the mean entropy with the one of the router's own normalised scores in
-float64; the name of each site with the name of its block. {date}, torch {torch}, moetrace
-{moetrace}, on a CPU.
+`moetrace.attach(model, every=1)` with no further argument; some once more with another setting.
+What moetrace counted per layer and expert is compared with what the experts were called with, or
+with the router's rule computed again where that does not say it; the mean entropy with the one of
+the router's own normalised scores in float64; the name of each site with the name of its block.
+{date}, torch {torch}, moetrace {moetrace}, on a CPU.
 
 **{summary}**
 
 - *counts*: equal for every expert of every layer in both modes, padding left out, or what happened
   instead. *silent*: attached, but nothing was counted, and moetrace said so after the first window.
+- *drops missed*: assignments are right, but not how many of them a capacity limit threw away.
 - *entropy*: equal to {tolerance} nats; `-` where there are no scores of all experts.
 - *scores*: what turns the logits into scores, as the weights of the chosen experts show it.
 
@@ -54,6 +55,8 @@ _LEFT = """
 """
 
 NEEDS: dict[str, str] = {
+    "cohere2_moe": "the scoring is an attribute of the router (expert_selection_fn), which its "
+    "forward compares with both names",
     "dbrx": "the router returns bare logits and the block chooses: the experts' arguments hold ids "
     "and weights",
     "deepseek_v4": "a scoring sqrt(softplus) beside softmax and sigmoid",
@@ -112,9 +115,12 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def _cells(row: Row) -> Iterable[str]:
-    notes = list(row.notes[:2])
-    if not row.exact and not row.refused and row.architecture in NEEDS:
-        notes.append(f"needs: {NEEDS[row.architecture]}")
+    notes = list(row.notes[:1])
+    if not row.exact and not row.refused:
+        notes += [line.partition(";")[0].partition(": ")[0] for line in row.said[:1]]
+        notes += [f"needs: {NEEDS[row.architecture]}"] if row.architecture in NEEDS else []
+    if row.variant:
+        notes.insert(0, f"with {row.variant}")
     return (
         row.architecture,
         row.block or "-",

@@ -3,17 +3,16 @@
 import functools
 
 import pytest
+import torch
 
-from moetrace.probes import MaskProbe
-from moetrace.readers import StandardRouterReader
-from moetrace.readers import discovery as discovery_module
-from moetrace.routing import Routing
-from tests.coverage.certificate import examine
+from moetrace import NoRouterFound, Routing, attach
+from tests.coverage import certificate
+from tests.coverage.certificate import examine, with_skipped
 from tests.coverage.scan import Suspect, models_folder, scan
 from tests.coverage.test_scan import PAGE
+from tests.coverage.truth import SCORINGS
 
 EXACT = (
-    "cohere2_moe",
     "deepseek_v2",
     "deepseek_v3",
     "dots3_note",
@@ -36,6 +35,18 @@ def suspect(folder):
     return next(item for item in scan(models_folder(), only=folder))
 
 
+class ByLogits:
+    """Reads the highest two logits, as if there were no bias and no groups."""
+
+    def matches(self, module):
+        """Every router of DeepSeek-V3."""
+        return type(module).__name__ == "DeepseekV3TopkRouter"
+
+    def read(self, module, args, kwargs, output):
+        """The logits and their highest two."""
+        return Routing(output[0].topk(2).indices, output[0])
+
+
 class TestCertificate:
     @pytest.mark.parametrize("folder", EXACT)
     def test_exact(self, folder):
@@ -53,36 +64,50 @@ class TestCertificate:
             assert f"| {row.sites} | {row.counts} | {row.entropy} |" in line
 
 
+class TestSkippedChoices:
+    def test_no_column(self):
+        """Where the site has a column per expert only, a skip is in none of them."""
+        assert with_skipped([3, 1], experts=4, columns=4, skipped=2) == [3, 1]
+
+    def test_column_of_its_own(self):
+        """Where there is one column more, the skips are in it."""
+        assert with_skipped([3, 1], experts=4, columns=5, skipped=2) == [3, 1, 0, 0, 2]
+
+
 class TestThatItCanFail:
     def test_wrong_ids(self, monkeypatch):
         """A reader that reads other ids than the experts got is found out."""
-        read = StandardRouterReader.read
-
-        def by_logits(self, module, args, kwargs, output):
-            routing = read(self, module, args, kwargs, output)
-            ids = routing.logits_TE.topk(routing.topk_expert_ids_TK.shape[-1]).indices
-            return Routing(ids, routing.logits_TE, routing.topk_weights_TK)
-
-        monkeypatch.setattr(StandardRouterReader, "read", by_logits)
+        watch = functools.partial(attach, readers=[ByLogits()])
+        monkeypatch.setattr(certificate, "attach", watch)
         (row,) = examine(suspect("deepseek_v3"))
-        assert row.counts == "wrong"
+        assert (row.reader, row.counts) == ("ByLogits", "wrong")
 
     def test_wrong_scores(self, monkeypatch):
         """An entropy of other scores than the router's own is found out."""
-        monkeypatch.setattr(discovery_module, "scoring_of", lambda router: "softmax")
+        monkeypatch.setitem(SCORINGS, "DeepseekV3TopkRouter", "softmax")
         (row,) = examine(suspect("deepseek_v3"))
         assert (row.counts, row.entropy) == ("exact", "wrong")
 
     def test_padding_counted(self, monkeypatch):
         """Padding that is counted is found out."""
-        monkeypatch.setattr(MaskProbe, "__call__", lambda *arguments: None)
+
+        def watch(model, **arguments):
+            tracer = attach(model, **arguments)
+            tracer.tokens(torch.ones(24))
+            return tracer
+
+        monkeypatch.setattr(certificate, "attach", watch)
         (row,) = examine(suspect("mixtral"))
         assert row.counts == "wrong"
         assert "train: counted 24 tokens, true 19" in row.notes
 
     def test_nothing_found(self, monkeypatch):
         """A model in which moetrace finds no router has a row that says so."""
-        monkeypatch.setattr(discovery_module, "_consider", lambda *args: None)
+
+        def watch(model, **arguments):
+            raise NoRouterFound("found no router")
+
+        monkeypatch.setattr(certificate, "attach", watch)
         (row,) = examine(suspect("mixtral"))
         assert row.counts == "no router found"
 
@@ -91,6 +116,12 @@ class TestThatItCanFail:
         (row,) = examine(Suspect("novel", ("NovelExperts",), ()))
         assert row.counts == "not built"
         assert "No module named 'transformers.models.novel'" in row.notes[0]
+
+    def test_no_truth(self):
+        """An architecture whose experts the truth does not find is a row of its own."""
+        (row,) = examine(Suspect("mixtral", ("MixtralSparseMoeBlock",), ()))
+        assert row.counts == "no truth"
+        assert "moetrace finds 3 sites" in row.notes[0]
 
     def test_part_not_reached(self):
         """A part that no built model holds is a row of its own."""

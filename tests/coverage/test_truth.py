@@ -1,7 +1,8 @@
+import pytest
 import torch
 from torch import nn
 
-from tests.coverage.truth import Truth, describe, scoring_by_weights
+from tests.coverage.truth import Call, Truth, describe, scoring_by_weights
 
 
 class Experts(nn.Module):
@@ -44,11 +45,27 @@ class TestTrueSite:
         """An id whose weight is exactly 0 is not routed."""
         assert told([[0], [1]], [[0.0], [1.0]]).counts("train", {}) == [0, 1]
 
+    def test_skipped(self):
+        """A choice whose weight is exactly 0 is a skip, unless its token is padding."""
+        site = told([[0], [1], [0]], [[0.0], [1.0], [0.0]])
+        assert site.skipped("train", {"": torch.tensor([[1, 1, 0]])}) == 1
+
+    def test_dropped(self):
+        """A choice that a capacity limit threw away counts, and counts as dropped."""
+        site = told([[0], [1]], [[1.0], [1.0]])
+        site.calls["train"] = [Call(torch.tensor([[0], [1]]), dropped_T=torch.tensor([1, 0]))]
+        assert (site.counts("train", {}), site.dropped("train", {})) == ([1, 1], 1)
+
     def test_mask_of_a_part(self):
         """A mask that is given for a module holds for the sites below it, and for no other."""
         site = told([[0], [1]], [[1.0], [1.0]])
         assert site.tokens("train", {"mlp": torch.tensor([1, 0])}) == 1
         assert site.tokens("train", {"encoder": torch.tensor([1, 0])}) == 2
+
+    def test_no_ids(self):
+        """Experts that are called with no ids, by no rule that is known, have no truth."""
+        with pytest.raises(LookupError, match=r"called with \(f32\[1, 4\], f32\[1, 1\], f32"):
+            told([[0.5]], [[1.0]])
 
     def test_name(self):
         """A site is named after the block that holds the experts."""

@@ -27,16 +27,18 @@ class Call:
     """One execution of one site.
 
     Attributes:
-        ids_TK: Chosen experts; -1 where a choice was not routed (skipped or dropped).
+        ids_TK: Chosen experts, before dropping; -1 where a choice goes to no expert.
         weights_TK: What the experts were called with, or None.
         logits_TE: The router's scores of every expert as it returns them, or None.
         scoring: The name in `SCORES` of what turns them into weights; empty where none does.
+        dropped_T: How many choices of each token a capacity limit threw away, or None.
     """
 
     ids_TK: Tensor
     weights_TK: Tensor | None = None
     logits_TE: Tensor | None = None
     scoring: str = ""
+    dropped_T: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -46,6 +48,7 @@ class TrueSite:
     Attributes:
         name: Dotted name of its block.
         block, router, experts: Class names; ``router`` is empty where the block chooses itself.
+        num_experts: Experts that it owns, 0 where that is not one stack of parameters.
         rule: Where the truth was taken from.
         router_output, experts_call: Types and shapes that were seen.
         calls: Its executions by label.
@@ -55,6 +58,7 @@ class TrueSite:
     block: str
     router: str
     experts: str
+    num_experts: int
     rule: str
     router_output: str = ""
     experts_call: str = ""
@@ -73,6 +77,19 @@ class TrueSite:
                 for expert in row:
                     total[expert] += expert >= 0
         return [total[expert] for expert in range(max(total, default=-1) + 1)]
+
+    def skipped(self, label: str, masks: dict[str, Tensor]) -> int:
+        """Choices of the real tokens that go to no expert."""
+        calls = self.calls[label]
+        return sum(int((call.ids_TK[self._real(call, masks)] < 0).sum()) for call in calls)
+
+    def dropped(self, label: str, masks: dict[str, Tensor]) -> int:
+        """Choices of the real tokens that a capacity limit threw away."""
+        return sum(
+            int(call.dropped_T[self._real(call, masks)].sum())
+            for call in self.calls[label]
+            if call.dropped_T is not None
+        )
 
     def tokens(self, label: str, masks: dict[str, Tensor]) -> int:
         """Real tokens that came by."""
@@ -140,7 +157,7 @@ class Truth:
                 continue
             block, experts = model.get_submodule(block_path), module
             if name == "DogeCDMoE":
-                block_path, block, experts = path, module, module.up_embed
+                block_path, block, experts = path, module, module.get_submodule("up_embed")
             if block_path in {site for site in taken if RULES.get(name) is _jetmoe}:
                 continue
             taken.add(block_path if RULES.get(name) is _jetmoe else path)
@@ -150,6 +167,7 @@ class Truth:
                 type(block).__name__,
                 type(router).__name__ if router is not None else "",
                 name,
+                next((len(p) for p in experts.parameters() if p.dim() >= 3), 0),
                 (RULES.get(name) or _experts_arguments).__doc__ or "",
             )
             experts.register_forward_pre_hook(_KeepArguments(self, site), with_kwargs=True)
@@ -242,9 +260,19 @@ def _floats(output: Any) -> list[Tensor]:
 
 def _experts_arguments(arguments: list[Any], given: Any, output: Any, router: Any) -> Call:
     """ids and weights that the experts were called with"""
-    tensors = [item for item in arguments if isinstance(item, Tensor)]
-    ids = next(t for t in tensors if not t.is_floating_point() and t.dim() >= 2)
-    weights = next(t for t in tensors if t.is_floating_point() and t.shape == ids.shape)
+    tensors = [item for item in arguments if isinstance(item, Tensor) and item.dim() >= 2]
+    pairs = [
+        (ids, weights)
+        for ids in tensors
+        for weights in tensors
+        if not ids.is_floating_point()
+        and weights.is_floating_point()
+        and ids.shape == weights.shape
+    ]
+    if not pairs:
+        seen = describe(arguments)
+        raise LookupError(f"found no ids and weights where experts are called with {seen}")
+    ids, weights = pairs[0]
     ids, weights = _flat(ids).long(), _flat(weights)
     ids = torch.where(weights == 0, -1, ids)
     wide = [t for t in _floats(output) if t.shape[-1] > ids.shape[1] and len(t) == len(ids)]
@@ -264,16 +292,18 @@ def _llama4(arguments: list[Any], given: Any, output: Any, router: Any) -> Call:
 
 
 def _switch(arguments: list[Any], given: Any, output: Any, router: Any) -> Call:
-    """one-hot rows that the experts were called with"""
-    one_hot_TE = arguments[1].reshape(-1, arguments[1].shape[-1])
-    ids = torch.where(one_hot_TE.sum(1) > 0, one_hot_TE.argmax(1), -1)[:, None]
-    return Call(ids, None, _floats(output)[-1], "softmax")
+    """one-hot rows that the experts were called with; the highest score of a row of zeros"""
+    one_hot_TE, logits = _flat(arguments[1]), _floats(output)[-1]
+    kept_T = one_hot_TE.sum(1) > 0
+    ids = torch.where(kept_T, one_hot_TE.argmax(1), logits.argmax(1))[:, None]
+    return Call(ids, None, logits, "softmax", (~kept_T).long())
 
 
 def _nllb(arguments: list[Any], given: Any, output: Any, router: Any) -> Call:
     """the router's rule: the two highest of its scores, computed again"""
     logits = linear(_flat(given[0]), router.classifier.weight.detach())
-    return Call(logits.topk(2, dim=1).indices, None, logits, "softmax")
+    ids, combine_TE = logits.topk(2, dim=1).indices, _floats(output)[0]
+    return Call(ids, None, logits, "softmax", (combine_TE.gather(1, ids) == 0).sum(1))
 
 
 def _jetmoe(arguments: list[Any], given: Any, output: Any, router: Any) -> Call:
