@@ -52,7 +52,7 @@ CONFIG = {
     "num_experts_per_tok": 8,
     "max_position_embeddings": 2048,
 }
-TOKENS = (64, 256, 1024)
+TOKENS = (64, 256, 512)
 EVERY = 10
 BASE = "untraced"
 AGAIN = "untraced again (A/A)"
@@ -285,7 +285,7 @@ def main() -> None:
     parser = options(__doc__.splitlines()[0])
     parser.add_argument("--compile", action="store_true", help="torch.compile the model; CPU only")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1)")
-    parser.add_argument("--seconds", type=float, default=110.0, help="to spend on all sizes")
+    parser.add_argument("--seconds", type=float, default=100.0, help="to spend on all sizes")
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
