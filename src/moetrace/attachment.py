@@ -16,11 +16,11 @@ from torch.utils.hooks import RemovableHandle
 
 from moetrace.accumulator import Accumulators
 from moetrace.errors import AlreadyAttached, NoRouterFound
-from moetrace.layout import AccumulatorLayout
-from moetrace.ops import SCORINGS, TracerState, register
+from moetrace.layout import SCORINGS, AccumulatorLayout
+from moetrace.ops import TracerState, register
 from moetrace.probes import MaskProbe, RoutingProbe, drop_stale_code, takes_a_mask
 from moetrace.rank import own_rank, world_size
-from moetrace.readers import Reader, Site, discover, reader_for
+from moetrace.readers import Reader, Site, find_routers
 from moetrace.recording import Recording, device_of
 from moetrace.sinks.base import Sink
 from moetrace.store import RunFolder
@@ -70,12 +70,12 @@ def attach(
     and none at their end, one device-to-host copy per window.
     """
     _check_arguments(model, every, sinks := tuple(sinks))
-    own = tuple(readers or ())
-    found = discover(model, readers=own)
-    sites = [site for site in found if site.taken]
-    if not sites:
-        raise NoRouterFound(_no_router(model, found))
-    modules = [model.get_submodule(site.path) for site in sites]
+    found = find_routers(model, tuple(readers or ()))
+    taken = [(item.site, item.module, item.reader) for item in found if item.reader is not None]
+    if not taken:
+        raise NoRouterFound(_no_router(model, [item.site for item in found]))
+    sites = [site for site, _, _ in taken]
+    modules = [module for _, module, _ in taken]
     _refuse_second(modules)
     recorded = _recorded(sites, layers)
     folder = None if run is None else RunFolder.prepare(run)
@@ -95,8 +95,8 @@ def attach(
         [device_of(module) or torch.device("cpu") for module in modules],
     )
     probes = [
-        RoutingProbe(accumulator, _reader(module, own), SCORINGS.index(site.scoring), state)
-        for site, module, accumulator in zip(sites, modules, accumulators.tensors, strict=True)
+        RoutingProbe(accumulator, reader, SCORINGS.index(site.scoring), state)
+        for (site, _, reader), accumulator in zip(taken, accumulators.tensors, strict=True)
     ]
     handles = _hook(model, modules, probes, state)
     drop_stale_code(model)
@@ -163,12 +163,6 @@ def _refuse_second(modules: Sequence[nn.Module]) -> None:
             )
 
 
-def _reader(module: nn.Module, own: Sequence[Reader]) -> Reader:
-    reader = reader_for(module, own)
-    assert reader is not None, "discover took a module that no reader matches"
-    return reader
-
-
 def _hook(
     model: nn.Module,
     modules: Sequence[nn.Module],
@@ -179,22 +173,25 @@ def _hook(
         module.register_forward_hook(probe, with_kwargs=True)
         for module, probe in zip(modules, probes, strict=True)
     ]
-    for owner in _mask_owners(model, modules):
-        probe = MaskProbe(owner, state)
+    owners = _mask_owners(model, modules)
+    for owner in owners:
+        inner = any(owner is not other and owner in other.modules() for other in owners)
+        probe = MaskProbe(owner, state, inner=inner)
         handles.append(owner.register_forward_pre_hook(probe, with_kwargs=True))
     return handles
 
 
 def _mask_owners(model: nn.Module, routers: Sequence[nn.Module]) -> list[nn.Module]:
-    """The outermost modules above a router whose forward takes an attention mask."""
+    """The modules above a router that get tokens and their attention mask.
+
+    Inner ones come later and outrank outer ones: an encoder and a decoder have masks of their own.
+    """
     wanted = {id(router) for router in routers}
-
-    def search(module: nn.Module) -> list[nn.Module]:
-        if takes_a_mask(module):
-            return [module] if any(id(inner) in wanted for inner in module.modules()) else []
-        return [owner for child in module.children() for owner in search(child)]
-
-    return search(model)
+    return [
+        module
+        for module in model.modules()
+        if takes_a_mask(module) and any(id(inner) in wanted for inner in module.modules())
+    ]
 
 
 def _header(model: nn.Module, sites: Sequence[Site], every: int) -> dict[str, Any]:

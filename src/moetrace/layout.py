@@ -11,7 +11,7 @@ attempts. The file knows neither torch nor numpy: the device side and the host s
 
 from dataclasses import dataclass
 
-__all__ = ["FRACTION_BITS", "LIMITS", "SCALARS", "AccumulatorLayout", "decode"]
+__all__ = ["FRACTION_BITS", "LIMITS", "SCALARS", "SCORINGS", "AccumulatorLayout", "decode"]
 
 FRACTION_BITS = {
     "prob_sum": 30,
@@ -31,6 +31,13 @@ tokens per expert and window at the limit, 8.6e9 at a gate weight of 1.
 
 LIMITS = {"gate_weight_sum": 1024.0, "margin_sum": 1024.0, "lse_sum": 1024.0}
 """The largest magnitude that one token may add; larger values are clamped to it."""
+
+SCORINGS = ("softmax", "sigmoid", "sqrtsoftplus", "probabilities")
+"""How logits become probabilities: by a function of each, normalised over the experts.
+
+``"probabilities"`` is a router that shows probabilities and no logits. The operator takes the
+position in this tuple.
+"""
 
 SCALARS = (
     "tokens",

@@ -40,17 +40,17 @@ class RoutingStats:
         layer: Name of the site: the dotted name of its MoE block.
         num_experts: E, experts that can be routed to; shared experts are not counted.
         top_k: K, experts chosen per token.
-        scoring: How logits become probabilities, ``"softmax"`` or ``"sigmoid"`` (normalised by
-            their sum), or ``"none"`` where the router shows no logits; then every sum of reals but
+        scoring: How logits become probabilities, a name in `moetrace.layout.SCORINGS`, or
+            ``"none"`` where the router shows no logits; then every sum of reals but
             ``gate_weight_sum`` is 0 and means nothing.
-        tokens_per_expert: Assignments per expert before dropping, shape ``(E,)``. They add up to
-            ``tokens * top_k - out_of_range``.
+        tokens_per_expert: Assignments per expert, shape ``(E,)``, before dropping where the router
+            shows them. They add up to ``tokens * top_k - out_of_range - dropped``.
         prob_sum: Sum over tokens of the router's probability, shape ``(E,)``, fixed point.
         gate_weight_sum: Sum of the mixing weights each expert got, shape ``(E,)``, fixed point.
         tokens: Routed tokens, padding excluded.
         calls: Forwards of the router.
         masked: Padding tokens, left out of every other number.
-        dropped: Assignments that a capacity limit threw away.
+        dropped: Assignments that a capacity limit left out of what the router shows.
         nonfinite: Tokens with NaN or infinite logits: counted in ``tokens`` and
             ``tokens_per_expert``, left out of the sums of reals.
         out_of_range: Assignments to an expert id outside ``[0, E)``.
@@ -160,7 +160,9 @@ class RoutingStats:
             entropy=decode("entropy_sum", self.entropy_sum),
             confidence=decode("confidence_sum", self.confidence_sum),
             margin=decode("margin_sum", self.margin_sum),
-            lse_sq=decode("lse_sq_sum", self.lse_sq_sum),
+            lse_sq=None
+            if self.scoring == "probabilities"
+            else decode("lse_sq_sum", self.lse_sq_sum),
         )
 
 

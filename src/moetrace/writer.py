@@ -237,14 +237,15 @@ def _stats(site: Site, sums: NDArray[np.int64]) -> RoutingStats:
     counts = sums[: layout.num_experts]
     out_of_range = int(sums[layout.out_of_range])
     scalars = {name: int(sums[layout.scalar(name)]) for name in SCALARS}
-    assignments = int(counts.sum()) + out_of_range
     tokens = scalars["tokens"]
+    top_k, dropped = _choices(int(counts.sum()) + out_of_range, tokens, site.top_k)
+    scalars["dropped"] += dropped
     # With logits every scored token adds at least 1/E; a sum of 0 means that there are none.
     unscored = tokens > scalars["nonfinite"] and scalars["confidence_sum"] == 0
     return RoutingStats(
         layer=site.name,
         num_experts=site.num_experts,
-        top_k=site.top_k or (assignments // tokens if tokens else 0),
+        top_k=top_k,
         scoring="none" if unscored else site.scoring,
         tokens_per_expert=counts,
         prob_sum=sums[layout.prob_sum : layout.gate_weight_sum],
@@ -252,3 +253,20 @@ def _stats(site: Site, sums: NDArray[np.int64]) -> RoutingStats:
         out_of_range=out_of_range,
         **scalars,
     )
+
+
+def _choices(assignments: int, tokens: int, stated: int) -> tuple[int, int]:
+    """K, and the assignments that a capacity limit left out of a router's map.
+
+    Every token of a list of ids has K of them, so that the data say K, whatever the router states.
+    A map may have rows with fewer: then K is the stated one, or the least that holds them all.
+
+    >>> _choices(20, 10, 0), _choices(19, 10, 2), _choices(0, 0, 2)
+    ((2, 0), (2, 1), (2, 0))
+    """
+    if not tokens or not assignments:
+        return stated, 0
+    if assignments % tokens == 0:
+        return assignments // tokens, 0
+    top_k = max(stated, -(-assignments // tokens))
+    return top_k, tokens * top_k - assignments

@@ -54,32 +54,15 @@ _LEFT = """
 | --- | --- | --- |
 """
 
+_AFTER_DROPPING = (
+    "the router shows what its capacity limit has left; the rest is counted as dropped"
+)
+
 NEEDS: dict[str, str] = {
-    "cohere2_moe": "the scoring is an attribute of the router (expert_selection_fn), which its "
-    "forward compares with both names",
-    "dbrx": "the router returns bare logits and the block chooses: the experts' arguments hold ids "
-    "and weights",
-    "deepseek_v4": "a scoring sqrt(softplus) beside softmax and sigmoid",
-    "diffusion_gemma": "what the router returns first are probabilities, not logits; the mask of "
-    "the prompt must not be used below the decoder",
-    "doge": "no router module: the ids are what both embedding tables of the block are looked up "
-    "with",
     "ernie4_5_vl_moe": "each block sees the tokens of one modality: the mask has to be picked by "
-    "moe_mm_token_type_ids as the tokens are; the block that the model declares is no router",
-    "gemma4": "what the router returns first are probabilities, not logits",
-    "inkling": "the router's matrix has rows for shared experts too: the number of experts is the "
-    "width of the logits",
-    "inkling2": "the scoring is a module of the router (score_fn), not a word in its forward",
-    "jetmoe": "no ids: sizes per expert, which cannot leave padding out; the top-k of the logits "
-    "can, checked against the sizes",
-    "llama4": "no ids: scores of all experts with exact zeros where a token is not routed",
-    "muse_spark": "the scoring is a module of the router (scoring_function), not a word in its "
-    "forward",
-    "nllb_moe": "an integer mask, no ids, and combine weights of all experts with exact zeros; its "
-    "decoder has a mask of its own",
-    "switch_transformers": "an integer mask, no ids: one one-hot row per token; its decoder has a "
-    "mask of its own",
-    "zaya": "8 experts and 9 classes: the ninth, skip, is rewritten to id 0 with weight 0",
+    "moe_mm_token_type_ids as the tokens are",
+    "nllb_moe": _AFTER_DROPPING,
+    "switch_transformers": _AFTER_DROPPING,
 }
 """What a reader would need, by architecture; shown only where something is not exact."""
 

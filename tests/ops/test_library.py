@@ -29,7 +29,7 @@ def accumulator():
 
 def call(operator, accumulator, state, *, grad=True, training=True, ids=IDS):
     """One execution of the operator or of its body."""
-    operator(accumulator, LOGITS, ids, None, None, grad, training, 0, state.handle)
+    operator(accumulator, LOGITS, ids, None, None, None, grad, training, 0, state.handle)
 
 
 def calls(accumulator):
@@ -85,7 +85,7 @@ class TestNeverHurts:
         """A handle without a tracer means closed: nothing happens."""
         handle = state.handle
         del state
-        count(accumulator, LOGITS, IDS, None, None, True, True, 0, handle + 10_000)
+        count(accumulator, LOGITS, IDS, None, None, None, True, True, 0, handle + 10_000)
         assert accumulator.sum() == 0
 
     def test_paused(self, accumulator, state):
@@ -172,7 +172,7 @@ class TestCompiled:
 
         @torch.compile(fullgraph=True, backend=backend)
         def run(x):
-            accumulate(accumulator, LOGITS, IDS, None, None, True, True, 0, state.handle)
+            accumulate(accumulator, LOGITS, IDS, None, None, None, True, True, 0, state.handle)
             return x + 1
 
         torch._dynamo.reset()

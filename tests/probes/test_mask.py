@@ -48,8 +48,17 @@ class TestMaskProbe:
         hook(Model(), (), {"input_ids": IDS[:, :1], "attention_mask": MASK})
         assert seen(state) == [True, True]
 
-    def test_other_shapes_are_left_alone(self):
-        """A four-dimensional or missing mask says nothing about tokens."""
+    def test_an_inner_mask_of_another_shape_leaves_the_outer_one(self):
+        """Below the model a layer's four-dimensional mask does not undo what the model's said."""
+        state = TracerState()
+        MaskProbe(Model(), state)(Model(), (IDS, MASK), {})
+        MaskProbe(Model(), state, inner=True)(Model(), (IDS, torch.ones(2, 1, 3, 3)), {})
+        assert seen(state) == FLAT
+        MaskProbe(Model(), state, inner=True)(Model(), (IDS, None), {})
+        assert seen(state) is None
+
+    def test_other_shapes_say_nothing(self):
+        """A four-dimensional or missing mask of the model itself clears what was there."""
         hook, state = probe()
         for mask in (torch.ones(2, 1, 3, 3), None, {"full_attention": MASK}):
             hook(Model(), (), {"input_ids": IDS, "attention_mask": MASK})
@@ -69,6 +78,21 @@ class TestMaskProbe:
         """A pre-hook that returns something would replace the model's arguments."""
         hook, _ = probe()
         assert hook(Model(), (IDS, MASK), {}) is None
+
+    def test_a_decoder_has_a_mask_of_its_own(self):
+        """Below a decoder its own mask holds, and without one all of its tokens are real."""
+
+        class Decoder(nn.Module):
+            def forward(self, decoder_input_ids=None, decoder_attention_mask=None):
+                return decoder_input_ids
+
+        state = TracerState()
+        decoder = MaskProbe(Decoder(), state, inner=True)
+        MaskProbe(Model(), state)(Model(), (IDS, MASK), {})
+        decoder(Decoder(), (), {"decoder_input_ids": IDS, "decoder_attention_mask": 1 - MASK})
+        assert seen(state) == [not real for real in FLAT]
+        decoder(Decoder(), (), {"decoder_input_ids": IDS})
+        assert seen(state) is None
 
 
 class TestTakesAMask:

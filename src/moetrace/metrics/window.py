@@ -72,7 +72,7 @@ class ScoreSums:
         entropy: Token routing entropies, nats.
         confidence: Largest probabilities.
         margin: Lowest chosen logit minus highest one not chosen.
-        lse_sq: Squared log-sum-exp of the logits.
+        lse_sq: Squared log-sum-exp of the logits; None where the router shows probabilities.
     """
 
     tokens: int
@@ -80,7 +80,7 @@ class ScoreSums:
     entropy: float
     confidence: float
     margin: float
-    lse_sq: float
+    lse_sq: float | None
 
 
 def window_metrics(
@@ -144,6 +144,8 @@ def window_metrics(
             )
         else:
             reasons["load_balancing_loss"] = broken
+        if scores.lse_sq is None:
+            reasons["z_loss"] = "the router shows probabilities, not logits"
         if top_k >= experts:
             reasons["margin"] = "every expert is chosen: there is no margin"
     for name, value in values.items():
@@ -163,8 +165,11 @@ def _score_metrics(scores: ScoreSums, experts: int) -> dict[str, float]:
         ),
         "confidence": routing_scores.confidence(scores.confidence, tokens=tokens),
         "margin": routing_scores.margin(scores.margin, tokens=tokens),
-        "z_loss": routing_scores.z_loss(scores.lse_sq, tokens=tokens),
-    }
+    } | (
+        {}
+        if scores.lse_sq is None
+        else {"z_loss": routing_scores.z_loss(scores.lse_sq, tokens=tokens)}
+    )
 
 
 def _broken_counts(

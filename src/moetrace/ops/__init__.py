@@ -1,6 +1,5 @@
 """The accumulate operator, on the device."""
 
 from moetrace.ops.library import Bin, TracerState, accumulate, count, register
-from moetrace.ops.reference import SCORINGS
 
-__all__ = ["SCORINGS", "Bin", "TracerState", "accumulate", "count", "register"]
+__all__ = ["Bin", "TracerState", "accumulate", "count", "register"]

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from moetrace.layout import AccumulatorLayout
 from moetrace.ops.backward import in_backward
+from moetrace.ops.fused import add_fused
 from moetrace.ops.reference import routing_delta
 from moetrace.routing import Routing
 
@@ -99,8 +100,9 @@ def register(state: TracerState) -> int:
 def count(
     accumulator: Tensor,
     logits_TE: Tensor | None,
-    topk_expert_ids_TK: Tensor,
+    topk_expert_ids_TK: Tensor | None,
     topk_weights_TK: Tensor | None,
+    routing_map_TE: Tensor | None,
     mask_T: Tensor | None,
     grad: bool,
     training: bool,
@@ -117,16 +119,17 @@ def count(
         logits_TE: Scores before softmax or sigmoid, or None.
         topk_expert_ids_TK: Chosen experts.
         topk_weights_TK: Their mixing weights, or None.
+        routing_map_TE: Chosen experts as a map over experts, where there are no ids.
         mask_T: Real tokens, or None.
         grad: Grad mode as the hook saw it.
         training: ``module.training`` of the router.
-        scoring: Position in `moetrace.ops.reference.SCORINGS`.
+        scoring: Position in `moetrace.layout.SCORINGS`.
         handle: Number of the tracer.
 
     Cost: `routing_delta` and one addition; 3 us of bookkeeping where it does not count.
     """
     state = _states.get(handle)
-    if state is None or state.paused or topk_expert_ids_TK.is_meta:
+    if state is None or state.paused:
         return
     row = _bin_of(state, grad, training)
     if row is None:
@@ -137,14 +140,18 @@ def count(
     try:
         num_experts = (accumulator.shape[1] - _FIXED_WIDTH) // _VECTORS
         with torch.no_grad():
-            mask_T = _fitting(mask_T, topk_expert_ids_TK, state)
-            routing = Routing(topk_expert_ids_TK, logits_TE, topk_weights_TK)
-            delta = routing_delta(routing, mask_T, num_experts, scoring)
-            if delta.device != accumulator.device:
-                state.misplaced = True
-                delta = delta.to(accumulator.device)
-            with state.lock:
-                accumulator[row].add_(delta)
+            routing = Routing(topk_expert_ids_TK, logits_TE, topk_weights_TK, routing_map_TE)
+            choice = topk_expert_ids_TK if routing_map_TE is None else routing_map_TE
+            if choice is None or choice.is_meta:
+                return
+            mask_T = _fitting(mask_T, choice, state)
+            if not add_fused(accumulator[row], routing, mask_T, num_experts, scoring):
+                delta = routing_delta(routing, mask_T, num_experts, scoring)
+                if delta.device != accumulator.device:
+                    state.misplaced = True
+                    delta = delta.to(accumulator.device)
+                with state.lock:
+                    accumulator[row].add_(delta)
     except Exception as error:
         state.errors[f"{type(error).__name__}: {error}"] += 1
         state.failures[accumulator.data_ptr()] += 1
@@ -179,21 +186,21 @@ def _bin_of(state: TracerState, grad: bool, training: bool) -> Bin | None:
     return Bin.FIRST if grad else Bin.NO_GRAD
 
 
-def _fitting(mask_T: Tensor | None, ids_TK: Tensor, state: TracerState) -> Tensor | None:
+def _fitting(mask_T: Tensor | None, choice: Tensor, state: TracerState) -> Tensor | None:
     if mask_T is None:
         return None
-    if mask_T.numel() * ids_TK.shape[-1] != ids_TK.numel():
+    if mask_T.numel() * choice.shape[-1] != choice.numel():
         state.misfits += 1
         return None
-    return mask_T.reshape(-1).to(ids_TK.device)
+    return mask_T.reshape(-1).to(choice.device)
 
 
 def _define() -> torch.library.Library:
     library = torch.library.Library("moetrace", "DEF")
     library.define(
-        "accumulate(Tensor(a!) accumulator, Tensor? logits_TE, Tensor topk_expert_ids_TK, "
-        "Tensor? topk_weights_TK, Tensor? mask_T, bool grad, bool training, int scoring, "
-        "int handle) -> ()",
+        "accumulate(Tensor(a!) accumulator, Tensor? logits_TE, Tensor? topk_expert_ids_TK, "
+        "Tensor? topk_weights_TK, Tensor? routing_map_TE, Tensor? mask_T, bool grad, "
+        "bool training, int scoring, int handle) -> ()",
         tags=(torch.Tag.pt2_compliant_tag,),
     )
     library.impl("accumulate", count, "CompositeExplicitAutograd")
@@ -201,7 +208,26 @@ def _define() -> torch.library.Library:
     return library
 
 
+def _pass_through_selective_checkpointing() -> None:
+    """Let an eager selective checkpoint run a compiled block that holds the operator.
+
+    aot_eager leaves the operator inside a higher-order operator, and PyTorch has no rule for that
+    one under the modes of selective checkpointing; it makes such a rule for others in the same way.
+    """
+    try:
+        from torch._higher_order_ops.auto_functionalize import auto_functionalized_v2
+        from torch._higher_order_ops.utils import redirect_to_mode
+        from torch.utils import checkpoint
+
+        for mode in (checkpoint._CachingTorchDispatchMode, checkpoint._CachedTorchDispatchMode):
+            if mode not in auto_functionalized_v2.python_key_table:
+                redirect_to_mode(auto_functionalized_v2, mode)
+    except (ImportError, AttributeError):
+        return  # private names that went away: that one combination fails as it did before
+
+
 # Library and not the custom_op decorator, which costs five times as much per eager call.
 _library = _define()
+_pass_through_selective_checkpointing()
 accumulate = torch.ops.moetrace.accumulate.default
 """The operator: `count` behind the dispatcher, one node in a compiled graph."""

@@ -2,7 +2,7 @@
 
 import contextlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,57 +12,76 @@ from moetrace.ops import TracerState
 
 __all__ = ["MaskProbe", "takes_a_mask"]
 
-_ARGUMENT = "attention_mask"
+# The mask of a module that has both is that of its encoder; its decoder is a module of its own.
+_ARGUMENTS = ("attention_mask", "decoder_attention_mask")
+_INPUTS = {
+    "attention_mask": ("input_ids", "inputs_embeds"),
+    "decoder_attention_mask": ("decoder_input_ids", "decoder_inputs_embeds"),
+}
 
 
 def takes_a_mask(module: nn.Module) -> bool:
-    """Whether the module's ``forward`` names an ``attention_mask``."""
+    """Whether the module's ``forward`` names a mask of tokens that it gets.
+
+    A decoder layer does not count: it gets hidden states, and a mask of another shape.
+    """
+    return _mask_argument(module) is not None
+
+
+def _mask_argument(module: nn.Module) -> str | None:
     try:
-        return _ARGUMENT in inspect.signature(type(module).forward).parameters
+        names = inspect.signature(type(module).forward).parameters
     except (TypeError, ValueError):
-        return False
+        return None
+    if "hidden_states" in names:
+        return None
+    return next((argument for argument in _ARGUMENTS if argument in names), None)
 
 
 class MaskProbe:
     """Leaves the real tokens of the running forward in the tracer's state.
 
     A forward without a mask clears what an earlier one left. A mask that is not ``(batch, length)``
-    is left alone: no guess is made. Where the mask is longer than the input (generation with a
-    cache) its last columns are the ones that the input stands for.
+    says nothing about tokens, and no guess is made: on the outermost module it clears too, further
+    in it leaves what the outer one has found. Where the mask is longer than the input (generation
+    with a cache) its last columns are the ones that the input stands for.
 
     Args:
         module: The module it is put on; only its signature is kept.
         state: Shared by all hooks of the tracer.
+        inner: Whether a module around it has a mask probe too.
     """
 
-    def __init__(self, module: nn.Module, state: TracerState) -> None:
-        names = list(inspect.signature(type(module).forward).parameters)[1:]
-        self.position = names.index(_ARGUMENT)
+    def __init__(self, module: nn.Module, state: TracerState, *, inner: bool = False) -> None:
+        argument = _mask_argument(module)
+        assert argument is not None, "a mask probe on a module that takes no mask"
+        self.argument = argument
+        self.position = list(inspect.signature(type(module).forward).parameters)[1:].index(argument)
         self.state = state
+        self.inner = inner
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Cost: one small copy per forward of the model; returns None on every path."""
         if self.state.given_mask:
             return
+        mask = kwargs.get(self.argument)
+        if mask is None and len(args) > self.position:
+            mask = args[self.position]
+        flat = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        if self.inner and mask is not None and flat is None:
+            return
         try:
-            real_T = self._real_tokens(args, kwargs)
+            real_T = (
+                None
+                if flat is None
+                else _real_tokens(flat, _length_of(_INPUTS[self.argument], args, kwargs))
+            )
         except Exception:
             real_T = None
         if real_T is None or torch.compiler.is_compiling():
             self.state.mask_T = real_T
         else:
             self.state.keep_mask(real_T)
-
-    def _real_tokens(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
-        mask = kwargs.get(_ARGUMENT)
-        if mask is None and len(args) > self.position:
-            mask = args[self.position]
-        if not isinstance(mask, Tensor) or mask.dim() != 2:
-            return None
-        length = _input_length(args, kwargs)
-        if length is not None and length < mask.shape[1]:
-            mask = mask[:, mask.shape[1] - length :]
-        return mask.detach().reshape(-1) != 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
         return contextlib.nullcontext().__exit__
@@ -71,9 +90,17 @@ class MaskProbe:
         return getattr, (contextlib.nullcontext(), "__exit__")
 
 
-def _input_length(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
+def _real_tokens(mask: Tensor, length: int | None) -> Tensor:
+    if length is not None and length < mask.shape[1]:
+        mask = mask[:, mask.shape[1] - length :]
+    return mask.detach().reshape(-1) != 0
+
+
+def _length_of(
+    names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> int | None:
     """Length of the sequence that goes in: ids ``(batch, length)`` or embeddings of it."""
-    for name in ("input_ids", "inputs_embeds", "hidden_states"):
+    for name in names:
         value = kwargs.get(name)
         if isinstance(value, Tensor) and value.dim() >= 2:
             return int(value.shape[1])

@@ -27,7 +27,7 @@ class RoutingProbe:
     Args:
         accumulator: The router's sums, `moetrace.accumulator`.
         reader: Reads the routing; shared by the routers that it matches.
-        scoring: Position in `moetrace.ops.SCORINGS`.
+        scoring: Position in `moetrace.layout.SCORINGS`.
         state: Shared by all hooks of the tracer.
     """
 
@@ -52,20 +52,16 @@ class RoutingProbe:
             return  # shows as a site that never fired; a user's reader must not end the training
         if routing is None:
             return
-        logits_TE, weights_TK = routing.logits_TE, routing.topk_weights_TK
-        if logits_TE is not None:
-            logits_TE = logits_TE.detach()
-        if weights_TK is not None:
-            weights_TK = weights_TK.detach()
         # A dispatch mode (selective checkpointing, FakeTensor) has to see one operator and nothing
         # of what is inside it; without one the body is called directly, which saves 5 us.
         plain = not torch.compiler.is_compiling() and _dispatch_modes() == 0
         add = count if plain else accumulate
         add(
             self.accumulator,
-            logits_TE,
+            _detached(routing.logits_TE),
             routing.topk_expert_ids_TK,
-            weights_TK,
+            _detached(routing.topk_weights_TK),
+            _detached(routing.routing_map_TE),
             self.state.mask_T,
             torch.is_grad_enabled(),
             module.training,
@@ -78,6 +74,10 @@ class RoutingProbe:
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return getattr, (contextlib.nullcontext(), "__exit__")
+
+
+def _detached(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach()
 
 
 def _silent() -> Callable[..., None]:

@@ -1,7 +1,16 @@
 """How to read a `Routing` off each kind of router, and how to find the routers of a model."""
 
 from moetrace.readers.base import Reader
-from moetrace.readers.discovery import Site, discover, reader_for
-from moetrace.readers.standard import StandardRouterReader
+from moetrace.readers.discovery import Found, Site, discover, find_routers
+from moetrace.readers.lookup import LookupReader
+from moetrace.readers.router_output import RouterReader
 
-__all__ = ["Reader", "Site", "StandardRouterReader", "discover", "reader_for"]
+__all__ = [
+    "Found",
+    "LookupReader",
+    "Reader",
+    "RouterReader",
+    "Site",
+    "discover",
+    "find_routers",
+]

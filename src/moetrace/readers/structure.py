@@ -3,24 +3,33 @@
 Nothing here runs the model, reads a value off a device or looks at a class name.
 """
 
-from collections.abc import Iterator
+from types import CodeType
 from typing import Any
 
 from torch import nn
+
+from moetrace.layout import SCORINGS
 
 __all__ = ["declared_routers", "expert_rows", "owned_experts", "scoring_of", "user_name"]
 
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 _LEADING = ("module.", "base_model.model.")
+_SCORING_ATTRIBUTES = (
+    "scoring_func",
+    "score_func",
+    "score_function",
+    "scoring",
+    "expert_selection_fn",
+)
 
 
-def declared_routers(model: nn.Module) -> set[type]:
-    """Router classes that the model's own classes declare as recordable outputs.
+def declared_routers(model: nn.Module) -> dict[type, int]:
+    """Router classes that the model's own classes declare, with the output that holds the logits.
 
     transformers models name theirs in ``_can_record_outputs["router_logits"]``, as a class, a
-    recorder with a ``target_class``, or a list of those.
+    recorder with a ``target_class`` and an ``index``, or a list of those.
     """
-    found: set[type] = set()
+    found: dict[type, int] = {}
     for module in model.modules():
         recorders = getattr(type(module), "_can_record_outputs", None)
         if not isinstance(recorders, dict):
@@ -28,8 +37,9 @@ def declared_routers(model: nn.Module) -> set[type]:
         declared = recorders.get("router_logits", ())
         for item in declared if isinstance(declared, list | tuple) else (declared,):
             target = getattr(item, "target_class", item)
-            if isinstance(target, type):
-                found.add(target)
+            index = getattr(item, "index", 0)
+            if isinstance(target, type) and isinstance(index, int):
+                found[target] = index
     return found
 
 
@@ -43,6 +53,9 @@ def expert_rows(module: nn.Module) -> int | None:
     own = {p.shape[0] for p in module.parameters(recurse=False) if p.dim() == 2}
     rows = own or {p.shape[0] for p in module.parameters() if p.dim() == 2}
     count = int(rows.pop()) if len(rows) == 1 else 0
+    shared = getattr(module, "n_shared_experts", 0)
+    if isinstance(shared, int) and getattr(module, "num_experts", None) == count - shared:
+        count -= shared  # a row per shared expert too, which every token goes to
     return count if count >= 2 else None
 
 
@@ -63,17 +76,31 @@ def owned_experts(module: nn.Module) -> int | None:
 
 
 def scoring_of(router: nn.Module) -> str:
-    """``"sigmoid"`` or ``"softmax"``: what turns this router's logits into scores.
+    """What turns this router's first scores into probabilities; a name in `SCORINGS`.
 
     A string attribute of the router decides where there is one; otherwise the functions that its
-    ``forward`` names. Both known at attach, so that no value has to be read off the device.
+    ``forward`` names, or that stand behind the attributes it names. ``"probabilities"`` is a
+    router whose ``forward`` holds probabilities and nothing called logits. All of it is known at
+    attach, so that no value has to be read off the device.
     """
-    for attribute in ("scoring_func", "score_func", "score_function", "scoring"):
+    for attribute in _SCORING_ATTRIBUTES:
         declared = getattr(router, attribute, None)
-        if isinstance(declared, str) and declared in ("sigmoid", "softmax"):
+        if isinstance(declared, str) and declared in SCORINGS:
             return declared
-    names = set(_names_in(type(router).forward))
-    return "sigmoid" if "sigmoid" in names and "softmax" not in names else "softmax"
+    code = _code_of(type(router).forward)
+    if code is None:
+        return "softmax"
+    called = {name.lower() for name in code.co_names}
+    for name in code.co_names:
+        behind = getattr(router, name, None)
+        if callable(behind) and not isinstance(behind, nn.Linear):
+            called.add(type(behind).__name__.lower())
+    if any("sqrtsoftplus" in name for name in called):
+        return "sqrtsoftplus"
+    if "softmax" not in called and "sigmoid" in called:
+        return "sigmoid"
+    local = " ".join(code.co_varnames).lower()
+    return "probabilities" if "prob" in local and "logit" not in local else "softmax"
 
 
 def user_name(path: str) -> str:
@@ -87,9 +114,8 @@ def user_name(path: str) -> str:
     return ".".join(part for part in path.split(".") if part not in _WRAPPERS)
 
 
-def _names_in(function: Any) -> Iterator[str]:
+def _code_of(function: Any) -> CodeType | None:
     while hasattr(function, "__wrapped__"):
         function = function.__wrapped__
     code = getattr(function, "__code__", None)
-    if code is not None:
-        yield from code.co_names
+    return code if isinstance(code, CodeType) else None

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moetrace.layout import SCORINGS
 from moetrace.snapshot import COUNTERS, SCHEMA, RoutingStats, Snapshot
 from moetrace.store import arrays
 from moetrace.store.arrays import TENSORS, ArrayShape
@@ -33,7 +34,7 @@ SHOWN_METRICS = ("load_cv", "max_vio", "routing_entropy")
 
 _INT64 = range(-(2**63), 2**63)
 _SIGNED = frozenset(("margin_sum", "lse_sum"))
-_SCORINGS = frozenset(("softmax", "sigmoid", "none"))
+_SCORINGS = frozenset((*SCORINGS, "none"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import moetrace
-from moetrace.readers import StandardRouterReader
+from moetrace.readers import RouterReader
 from moetrace.sinks import MemorySink
 from tests.oracle import Oracle
 from tests.readers.contract import check_reader
@@ -14,15 +14,16 @@ from tests.tiny import FAMILIES, ScriptedRouter, batch, seeded
 IDS = torch.tensor([[0, 1], [0, 2]])
 LOGITS = torch.zeros(2, 4)
 WEIGHTS = torch.full((2, 2), 0.5)
+READER = RouterReader(4, top_k=2)
 
 
-class TestStandardRouterReader:
+class TestIds:
     def test_keeps_the_contract(self):
         """The built-in reader does what any reader has to do."""
         router = ScriptedRouter([[0, 1], [0, 2]], num_experts=4)
         hidden = torch.ones(2, 4)
         check_reader(
-            StandardRouterReader(),
+            READER,
             router,
             (hidden,),
             {},
@@ -34,7 +35,7 @@ class TestStandardRouterReader:
     @pytest.mark.parametrize("order", list(itertools.permutations([LOGITS, WEIGHTS, IDS])))
     def test_takes_the_three_in_any_order(self, order):
         """Types and shapes say which tensor is which."""
-        routing = StandardRouterReader().read(torch.nn.Identity(), (), {}, tuple(order))
+        routing = READER.read(torch.nn.Identity(), (), {}, tuple(order))
         assert routing.topk_expert_ids_TK is IDS
         assert routing.logits_TE is LOGITS
         assert routing.topk_weights_TK is WEIGHTS
@@ -42,9 +43,25 @@ class TestStandardRouterReader:
     def test_all_experts_chosen(self):
         """Where K equals E logits and weights look alike, and the first of them is the logits."""
         first, second = torch.zeros(2, 2), torch.ones(2, 2)
-        routing = StandardRouterReader().read(torch.nn.Identity(), (), {}, (first, second, IDS))
+        reader = RouterReader(2, top_k=2)
+        routing = reader.read(torch.nn.Identity(), (), {}, (first, second, IDS))
         assert routing.logits_TE is first
         assert routing.topk_weights_TK is second
+
+    def test_a_one_hot_mask_is_no_list_of_ids(self):
+        """An integer mask over experts beside tensors of its shape is read as a map."""
+        mask = torch.tensor([[0, 1], [1, 0]])
+        routing = RouterReader(2).read(torch.nn.Identity(), (), {}, (mask, torch.zeros(2, 2)))
+        assert routing.topk_expert_ids_TK is None
+        assert routing.routing_map_TE is mask
+
+    def test_the_skip_class(self):
+        """A skip that was rewritten to expert 0 with weight 0 goes to a class of its own."""
+        weights = torch.tensor([[0.5], [0.0]])
+        reader = RouterReader(4, top_k=1, skips=True)
+        output = (LOGITS, weights, torch.tensor([[0], [0]]))
+        routing = reader.read(torch.nn.Identity(), (), {}, output)
+        assert routing.topk_expert_ids_TK.tolist() == [[0], [3]]
 
     @pytest.mark.parametrize(
         "output",
@@ -53,15 +70,54 @@ class TestStandardRouterReader:
             (LOGITS, WEIGHTS),
             (LOGITS, WEIGHTS, IDS.float()),
             (LOGITS, WEIGHTS, IDS, IDS),
+            LOGITS,
             (LOGITS, WEIGHTS[:1], IDS),
             (LOGITS[0], WEIGHTS[0], IDS[0]),
             ((LOGITS, WEIGHTS, IDS),),
             {"logits": LOGITS, "ids": IDS},
+            (LOGITS, LOGITS),
         ],
     )
     def test_leaves_what_is_something_else(self, output):
         """A token indexer, a mask, a nested or a flat output is no routing."""
-        assert StandardRouterReader().read(torch.nn.Identity(), (), {}, output) is None
+        assert READER.read(torch.nn.Identity(), (), {}, output) is None
+
+
+class TestMaps:
+    def test_combine_weights_beside_declared_logits(self):
+        """Scores with exact zeros are the map and the weights, beside the declared logits."""
+        scores = torch.tensor([[0.0, 0.7, 0.0, 0.0], [0.2, 0.0, 0.0, 0.0]])
+        reader = RouterReader(4, logits_index=1)
+        routing = reader.read(torch.nn.Identity(), (), {}, (scores, LOGITS))
+        assert routing.routing_map_TE is scores
+        assert routing.logits_TE is LOGITS
+
+    def test_combine_weights_outrank_flags(self):
+        """A mask of the first choice beside combine weights of all choices is not the whole map."""
+        first = torch.tensor([[0, 1, 0, 0], [1, 0, 0, 0]])
+        combine = torch.tensor([[0.2, 0.8, 0.0, 0.0], [0.9, 0.0, 0.0, 0.1]])
+        reader = RouterReader(4, logits_index=2)
+        routing = reader.read(torch.nn.Identity(), (), {}, (first, combine, LOGITS))
+        assert routing.routing_map_TE is combine
+
+    def test_a_bool_map_needs_no_declaration(self):
+        """Probabilities beside a bool map (Megatron) are counted by the map."""
+        flags = torch.tensor([[True, False, False, True], [False, True, True, False]])
+        routing = RouterReader(4).read(torch.nn.Identity(), (), {}, (torch.rand(2, 4), flags))
+        assert routing.routing_map_TE is flags
+
+
+class TestLogits:
+    def test_top_k_of_declared_logits(self):
+        """A router that returns its declared logits only chooses the K highest."""
+        logits = torch.tensor([[0.0, 3.0, 1.0, 2.0]])
+        reader = RouterReader(4, top_k=2, logits_index=0)
+        routing = reader.read(torch.nn.Identity(), (), {}, logits)
+        assert routing.topk_expert_ids_TK.tolist() == [[1, 3]]
+
+    def test_undeclared_logits_are_left_alone(self):
+        """Who chooses by bare logits is not known, so that nothing is counted."""
+        assert RouterReader(4, top_k=2).read(torch.nn.Identity(), (), {}, LOGITS) is None
 
 
 @pytest.mark.parametrize("name", FAMILIES)
