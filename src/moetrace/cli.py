@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (MoETraceError, ValueError, OSError, ImportError) as error:
-        from moetrace.sinks.printable import printable
+        from moetrace.printable import printable
 
         text = " ".join(str(error).split()) or type(error).__name__
         print(f"moetrace {options.name}: {printable(text, longest=LONGEST)}", file=sys.stderr)
@@ -143,9 +143,9 @@ def _show(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from pathlib import Path
 
+    from moetrace.printable import printable
     from moetrace.report import write_report
     from moetrace.run import open_run
-    from moetrace.sinks.printable import printable
 
     run = open_run(options.run)
     out = Path(options.out) if options.out else run.path / "report.html"

@@ -17,7 +17,7 @@ class TestShown:
             ("gpj\u202etac", "gpj\\u202etac"),
             ("\u2066a\u2069", "\\u2066a\\u2069"),
             ("zero\u200bwidth", "zero\\u200bwidth"),
-            ("a\nb\x1b[31m", "a\\x0ab\\x1b[31m"),
+            ("a\nb\x1b[31m", "a\\nb\\x1b[31m"),
             ("tag\U000e0041", "tag\\U000e0041"),
             ("\ud800", "\\ud800"),
             ("Schicht \u00e9", "Schicht \u00e9"),

@@ -169,8 +169,8 @@ def _log_sigmoid(x):
 
 
 @triton.jit
-def _add(place, amount):
-    tl.atomic_add(place, amount, mask=amount != 0, sem="relaxed")
+def _add(place, amount, mine):
+    tl.atomic_add(place, amount, mask=mine & (amount != 0), sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -278,21 +278,20 @@ def _accumulate(
         lses += tl.where(scored, lse, 0.0)
         lse_sqs += tl.where(scored, lse * lse, 0.0)
 
-    # Padded columns hold 0, and 0 is not added.
     counted = tl.sum(counts, 0).to(tl.int64)
-    _add(row + column, counted)
-    _add(row + PROB_SUM + column, _fixed(tl.sum(probs, 0), _PROB_SCALE))
+    _add(row + column, counted, inside)
+    _add(row + PROB_SUM + column, _fixed(tl.sum(probs, 0), _PROB_SCALE), inside)
     if weights is not None:
-        _add(row + GATE_WEIGHT_SUM + column, _fixed(tl.sum(gates, 0), _GATE_SCALE))
+        _add(row + GATE_WEIGHT_SUM + column, _fixed(tl.sum(gates, 0), _GATE_SCALE), inside)
     real_tokens = tl.sum(tokens, 0).to(tl.int64)
-    _add(row + E, real_tokens * K - tl.sum(counted, 0))
+    _add(row + E, real_tokens * K - tl.sum(counted, 0), True)
     scalar = row + SCALARS_AT
-    _add(scalar + _TOKENS, real_tokens)
-    _add(scalar + _CALLS, (tl.program_id(0) == 0).to(tl.int64))
-    _add(scalar + _MASKED, tl.sum(masked, 0).to(tl.int64))
-    _add(scalar + _NONFINITE, tl.sum(nonfinite, 0).to(tl.int64))
-    _add(scalar + _ENTROPY, _fixed(tl.sum(entropies, 0), _ENTROPY_SCALE))
-    _add(scalar + _CONFIDENCE, _fixed(tl.sum(confidences, 0), _CONFIDENCE_SCALE))
-    _add(scalar + _MARGIN, _fixed(tl.sum(margins, 0), _MARGIN_SCALE))
-    _add(scalar + _LSE, _fixed(tl.sum(lses, 0), _LSE_SCALE))
-    _add(scalar + _LSE_SQ, _fixed(tl.sum(lse_sqs, 0), _LSE_SQ_SCALE))
+    _add(scalar + _TOKENS, real_tokens, True)
+    _add(scalar + _CALLS, (tl.program_id(0) == 0).to(tl.int64), True)
+    _add(scalar + _MASKED, tl.sum(masked, 0).to(tl.int64), True)
+    _add(scalar + _NONFINITE, tl.sum(nonfinite, 0).to(tl.int64), True)
+    _add(scalar + _ENTROPY, _fixed(tl.sum(entropies, 0), _ENTROPY_SCALE), True)
+    _add(scalar + _CONFIDENCE, _fixed(tl.sum(confidences, 0), _CONFIDENCE_SCALE), True)
+    _add(scalar + _MARGIN, _fixed(tl.sum(margins, 0), _MARGIN_SCALE), True)
+    _add(scalar + _LSE, _fixed(tl.sum(lses, 0), _LSE_SCALE), True)
+    _add(scalar + _LSE_SQ, _fixed(tl.sum(lse_sqs, 0), _LSE_SQ_SCALE), True)

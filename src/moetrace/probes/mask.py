@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from moetrace.ops import TracerState
+from moetrace.probes.frames import never_a_frame
 
 __all__ = ["MaskProbe", "takes_a_mask"]
 
@@ -88,6 +89,9 @@ class MaskProbe:
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return getattr, (contextlib.nullcontext(), "__exit__")
+
+
+never_a_frame(MaskProbe.__call__)
 
 
 def _real_tokens(mask: Tensor, length: int | None) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from moetrace.ops import TracerState, accumulate, count
+from moetrace.probes.frames import never_a_frame
 from moetrace.readers import Reader
 
 __all__ = ["RoutingProbe"]
@@ -74,6 +75,9 @@ class RoutingProbe:
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return getattr, (contextlib.nullcontext(), "__exit__")
+
+
+never_a_frame(RoutingProbe.__call__)
 
 
 def _detached(tensor: Tensor | None) -> Tensor | None:

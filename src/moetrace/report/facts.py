@@ -5,8 +5,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from moetrace.printable import span_text
 from moetrace.report.names import shown
-from moetrace.report.verdict import Finding, span_text
+from moetrace.report.verdict import Finding
 from moetrace.report.windows import Windows
 from moetrace.run import Run
 from moetrace.snapshot import Snapshot
@@ -85,7 +86,7 @@ def tiles(windows: Windows) -> list[tuple[str, str, str]]:
         rows.append(("routing entropy", f"{np.nanmedian(entropy):.3f}", "nats, median layer"))
     tokens = int(windows.tokens.clip(min=0).sum(axis=0).max(initial=0))
     rows.append(("tokens", f"{tokens:,}", f"{shown(windows.phase)}, in {len(windows)} windows"))
-    rows.append(("last window", span_text(windows.spans[-1]), ""))
+    rows.append(("last window", span_text(*windows.spans[-1]), ""))
     return rows
 
 
@@ -99,7 +100,7 @@ def counters(snapshots: Iterable[Snapshot]) -> list[Finding]:
                 value = int(getattr(stats, name))
                 totals[name] += value
                 if value and name not in first:
-                    span = span_text((snapshot.first_step, snapshot.last_step))
+                    span = span_text(snapshot.first_step, snapshot.last_step)
                     first[name] = f"first in {shown(stats.layer)}, {span}"
     texts = {
         "nonfinite": ("bad", "router decisions came from NaN or infinite logits"),
@@ -119,7 +120,7 @@ def _extent(phase: str, history: Sequence[Snapshot]) -> str:
     first = min(snapshot.first_step for snapshot in history)
     last = max(snapshot.last_step for snapshot in history)
     noun = "window" if len(history) == 1 else "windows"
-    return f"{shown(phase)}: {len(history)} {noun}, {span_text((first, last))}"
+    return f"{shown(phase)}: {len(history)} {noun}, {span_text(first, last)}"
 
 
 def _numbers(numbers: Sequence[int]) -> str:

@@ -5,40 +5,22 @@ A run folder may come from anyone, so a layer's name is a stranger's text. It pa
 `json_island` in the data.
 """
 
-import hashlib
 import json
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
+from moetrace.printable import printable
+
 __all__ = ["json_island", "short_names", "shown"]
-
-LONGEST = 160
-"""Characters of one text that are shown; a longer one ends with its length and hash."""
-
-UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-"""Unicode categories that show nothing or reorder what stands around them."""
 
 
 def shown(text: object) -> str:
-    r"""The text as it can safely be seen: invisible and reordering characters spelled out.
-
-    Cost: linear in `LONGEST`, whatever the length of the text, apart from its hash.
-
-    Args:
-        text: Anything; what is no string is shown as its JSON or its ``str``.
+    r"""The text as it can safely be seen, by `printable`; what is no string as its JSON or ``str``.
 
     >>> shown("mlp\u202etac\x1b")
     'mlp\\u202etac\\x1b'
     """
-    if not isinstance(text, str):
-        text = _spelled(text)
-    tail = ""
-    if len(text) > LONGEST:
-        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-        tail = f"... ({len(text):,} characters, sha256 {digest})"
-        text = text[: LONGEST // 2]
-    return "".join(map(_visible, text)) + tail
+    return printable(text if isinstance(text, str) else _spelled(text))
 
 
 def short_names(names: Sequence[str]) -> list[str]:
@@ -75,15 +57,6 @@ def json_island(value: Any) -> str:
     for character in "<>&'":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
-
-
-def _visible(character: str) -> str:
-    if unicodedata.category(character) not in UNSEEN:
-        return character
-    code = ord(character)
-    if code > 0xFFFF:
-        return f"\\U{code:08x}"
-    return f"\\u{code:04x}" if code > 0xFF else f"\\x{code:02x}"
 
 
 def _spelled(value: object) -> str:

@@ -8,16 +8,16 @@ Letters: T tokens, E experts, K chosen per token, p = K / E.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from moetrace.printable import span_text
 from moetrace.report.names import shown
 from moetrace.report.payload import worst_layers
 from moetrace.report.windows import Layer, Windows
 
-__all__ = ["RARE", "Finding", "chance_of_dead", "chance_of_maximum", "span_text", "verdict"]
+__all__ = ["RARE", "Finding", "chance_of_dead", "chance_of_maximum", "verdict"]
 
 RARE = 0.01
 """Below this chance a uniform router is ruled out."""
@@ -50,16 +50,6 @@ def verdict(windows: Windows) -> list[Finding]:
         windows: The windows of the phase, one row per snapshot; at least one.
     """
     return [*_balance(windows), *_withheld(windows), _dead(windows), _entropy(windows)]
-
-
-def span_text(span: Sequence[int]) -> str:
-    """The steps of a window in words.
-
-    >>> span_text((11, 20)), span_text((5, 5))
-    ('steps 11-20', 'step 5')
-    """
-    first, last = int(span[0]), int(span[1])
-    return f"step {first}" if first == last else f"steps {first}-{last}"
 
 
 def chance_of_maximum(largest: int, tokens: int, *, num_experts: int, top_k: int) -> float:
@@ -105,7 +95,7 @@ def chance_of_dead(tokens: int, *, num_experts: int, top_k: int) -> float:
 
 
 def _balance(windows: Windows) -> list[Finding]:
-    where = span_text(windows.spans[-1])
+    where = span_text(*windows.spans[-1])
     worst = worst_layers(windows)
     if not worst:
         return [Finding("note", f"No layer has a balance to judge in {where}.")]
@@ -164,12 +154,12 @@ def _since_uneven(windows: Windows, at: int) -> str:
     half = first + int(below[-1]) + 1 if below.size else first
     text = f"beyond chance {_since(windows, first)}"
     if half > first:
-        text += f", and at least half as far over the floor since {span_text(windows.spans[half])}"
+        text += f", and at least half as far over the floor since {span_text(*windows.spans[half])}"
     return text
 
 
 def _withheld(windows: Windows) -> list[Finding]:
-    where = span_text(windows.spans[-1])
+    where = span_text(*windows.spans[-1])
     return [
         Finding("warn", f"{shown(name)} has no balance figure in {where}: {shown(reason)}.")
         for name, reason in list(windows.withheld.items())[:NAMED]
@@ -177,7 +167,7 @@ def _withheld(windows: Windows) -> list[Finding]:
 
 
 def _dead(windows: Windows) -> Finding:
-    where = span_text(windows.spans[-1])
+    where = span_text(*windows.spans[-1])
     named, chance, total = [], 0, 0
     for index, layer in enumerate(windows.layers):
         counts = windows.counts(index)
@@ -217,7 +207,9 @@ def _entropy(windows: Windows) -> Finding:
     most = math.log(max(layer.num_experts for layer in windows.layers))
     scale = f"{most:.2f} nats would be total indecision"
     if first == last:
-        text = f"Routing entropy is {end:.3f} nats (median layer, {span_text(windows.spans[last])})"
+        text = (
+            f"Routing entropy is {end:.3f} nats (median layer, {span_text(*windows.spans[last])})"
+        )
         return Finding("note", f"{text}; {scale}.")
     change = (end - start) / start if start else 0.0
     trend = "held" if abs(change) < 0.02 else "fell" if change < 0 else "rose"
@@ -225,8 +217,8 @@ def _entropy(windows: Windows) -> Finding:
     share = "" if trend == "held" else f" ({change:+.0%})"
     return Finding(
         "note",
-        f"Routing entropy {trend} {how} nats{share} between {span_text(windows.spans[first])} and "
-        f"{span_text(windows.spans[last])} (median layer); {scale}.",
+        f"Routing entropy {trend} {how} nats{share} between {span_text(*windows.spans[first])} and "
+        f"{span_text(*windows.spans[last])} (median layer); {scale}.",
     )
 
 
@@ -250,5 +242,5 @@ def _last(windows: Windows, name: str, at: int) -> float:
 
 def _since(windows: Windows, first: int) -> str:
     if first == 0:
-        return f"since the first window ({span_text(windows.spans[0])})"
-    return f"since {span_text(windows.spans[first])}"
+        return f"since the first window ({span_text(*windows.spans[0])})"
+    return f"since {span_text(*windows.spans[first])}"

@@ -5,9 +5,9 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
+from moetrace.printable import printable
 from moetrace.run import Run
 from moetrace.show.columns import Cell, print_line, print_table, width_of
-from moetrace.sinks.printable import printable
 
 __all__ = ["facts", "show_facts"]
 

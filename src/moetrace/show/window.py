@@ -4,10 +4,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any, TextIO
 
+from moetrace.printable import printable, span_text
 from moetrace.run import Run
 from moetrace.show.columns import Cell, print_line, print_table
-from moetrace.sinks.console import span_text
-from moetrace.sinks.printable import printable
 from moetrace.snapshot import RoutingStats, Snapshot
 
 __all__ = ["show_table", "window_at", "window_record"]
@@ -40,7 +39,10 @@ def show_table(run: Run, snapshot: Snapshot, *, stream: TextIO | None = None) ->
     """
     out: TextIO = sys.stdout if stream is None else stream
     model = printable(str(run.manifest.get("model", "a model")))
-    print_line(f"{model}, {printable(snapshot.phase)}, {span_text(snapshot)}", out)
+    print_line(
+        f"{model}, {printable(snapshot.phase)}, {span_text(snapshot.first_step, snapshot.last_step)}",
+        out,
+    )
     metrics = [stats.metrics() for stats in snapshot]
     rows = [_row(stats, found) for stats, found in zip(snapshot, metrics, strict=True)]
     print_table(HEAD, rows, out)

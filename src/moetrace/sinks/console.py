@@ -4,10 +4,10 @@ import sys
 from typing import TextIO
 
 from moetrace.metrics import spread
-from moetrace.sinks.printable import printable
+from moetrace.printable import printable, span_text
 from moetrace.snapshot import Snapshot
 
-__all__ = ["ConsoleSink", "span_text", "window_line"]
+__all__ = ["ConsoleSink", "window_line"]
 
 
 class ConsoleSink:
@@ -59,25 +59,12 @@ def window_line(snapshot: Snapshot) -> str:
     experts = sum(stats.num_experts for stats in snapshot)
     dead = [row["dead_experts"] for row in rows.values() if row["dead_experts"] is not None]
     return (
-        f"{printable(snapshot.phase)} {span_text(snapshot)}: "
+        f"{printable(snapshot.phase)} {span_text(snapshot.first_step, snapshot.last_step)}: "
         f"{max((stats.tokens for stats in snapshot), default=0):,} tokens, "
         f"CV {_mean([row['load_cv'] for row in rows.values()])}, {balance}, "
         f"entropy {_mean([row['routing_entropy'] for row in rows.values()])}, "
         f"dead {f'{sum(dead):.0f}' if dead else '-'}/{experts}"
     )
-
-
-def span_text(snapshot: Snapshot) -> str:
-    """The steps of a window in words.
-
-    >>> span_text(Snapshot("run", 0, 0, 0, "train", 11, 20, 0.0, ()))
-    'steps 11-20'
-    >>> span_text(Snapshot("run", 0, 0, 0, "train", 5, 5, 0.0, ()))
-    'step 5'
-    """
-    if snapshot.first_step == snapshot.last_step:
-        return f"step {snapshot.first_step}"
-    return f"steps {snapshot.first_step}-{snapshot.last_step}"
 
 
 def _number(value: float | None) -> str:

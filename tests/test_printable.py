@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moetrace.sinks.printable import printable
+from moetrace.printable import printable
 
 
 class TestPrintable:
@@ -36,6 +36,8 @@ class TestPrintable:
 
     def test_cuts_what_is_longer_than_a_name(self) -> None:
         """J7: a name of a megabyte takes a line, and says how long it was."""
-        assert printable("x" * 1_000_000) == "x" * 80 + "... (1,000,000 characters)"
+        assert (
+            printable("x" * 1_000_000) == "x" * 80 + "... (1,000,000 characters, sha256 1b977e9f)"
+        )
         assert printable("x" * 160) == "x" * 160
         assert printable("x" * 161, longest=161) == "x" * 161
