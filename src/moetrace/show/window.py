@@ -39,10 +39,8 @@ def show_table(run: Run, snapshot: Snapshot, *, stream: TextIO | None = None) ->
     """
     out: TextIO = sys.stdout if stream is None else stream
     model = printable(str(run.manifest.get("model", "a model")))
-    print_line(
-        f"{model}, {printable(snapshot.phase)}, {span_text(snapshot.first_step, snapshot.last_step)}",
-        out,
-    )
+    where = span_text(snapshot.first_step, snapshot.last_step)
+    print_line(f"{model}, {printable(snapshot.phase)}, {where}", out)
     metrics = [stats.metrics() for stats in snapshot]
     rows = [_row(stats, found) for stats, found in zip(snapshot, metrics, strict=True)]
     print_table(HEAD, rows, out)
