@@ -97,6 +97,41 @@ class TestWindows:
         assert [counts(s) for s in sink.snapshots] == [[2, 1, 1, 0], [2, 1, 1, 0]]
 
 
+class TestSampling:
+    def test_counts_the_first_of_every_n_steps(self, model, sink):
+        """With ``sample=3`` steps 1 and 4 of six are counted."""
+        with moetrace.attach(model, every=3, sample=3, sinks=[sink]) as tracer:
+            for _ in range(6):
+                tracer.on_step_begin()
+                model(hidden())
+                tracer.on_step_end()
+        calls = [(s.first_step, s.last_step, s["blocks.0"].calls) for s in sink.snapshots]
+        assert calls == [(1, 1, 1), (4, 4, 1)]
+        assert sink.snapshots[0].health["sample"] == 3
+        assert tracer.step == 6
+
+    def test_leaves_evaluation_alone(self, model, sink):
+        """A step that is left out takes no evaluation or named phase with it."""
+        with moetrace.attach(model, every=10, sample=2, sinks=[sink]) as tracer:
+            for _ in range(2):
+                tracer.on_step_begin()
+                with tracer.phase("probe"):
+                    model(hidden())
+                model.eval()(hidden())
+                model.train()
+                tracer.on_step_end()
+        calls = {}
+        for snapshot in sink.snapshots:
+            calls[snapshot.phase] = calls.get(snapshot.phase, 0) + snapshot["blocks.0"].calls
+        assert calls == {"probe": 2, "eval": 2, "train": 0}
+
+    @pytest.mark.parametrize("sample", [0, -1, 2.0, True])
+    def test_refuses_what_is_no_number_of_steps(self, model, sample):
+        """Sampling needs a whole number from 1."""
+        with pytest.raises(ValueError, match="1 counts every step"):
+            moetrace.attach(model, sample=sample)
+
+
 class TestPhases:
     def test_eval_mode_has_windows_of_its_own(self, model, sink):
         """Forwards in eval mode never land in train; their window closes when training goes on."""

@@ -37,6 +37,7 @@ def attach(
     run: str | os.PathLike[str] | None = None,
     *,
     every: int = 100,
+    sample: int = 1,
     sinks: Iterable[Sink] = (),
     readers: Iterable[Reader] | None = None,
     layers: str | Iterable[str] | None = None,
@@ -51,6 +52,8 @@ def attach(
         model: Any module with routers. Best attached before its first compiled forward.
         run: Folder of the run, created or continued; None keeps snapshots in memory only.
         every: Optimizer steps per window, at least 1. One snapshot is written per window.
+        sample: Count only the first of every so many steps; what is left out costs an early return.
+            Evaluation and named phases are counted all the same.
         sinks: Where else snapshots go: objects with ``write(snapshot)`` and ``close()``.
         readers: Your own readers, tried before the built-in ones.
         layers: Glob or globs over site names: only those are recorded. All are hooked all the same,
@@ -69,7 +72,7 @@ def attach(
     Cost: per forward of a router see `moetrace.ops.count`; no host synchronisation between windows
     and none at their end, one device-to-host copy per window.
     """
-    _check_arguments(model, every, sinks := tuple(sinks))
+    _check_arguments(model, every, sample, sinks := tuple(sinks))
     found = find_routers(model, tuple(readers or ()))
     taken = [(item.site, item.module, item.reader) for item in found if item.reader is not None]
     if not taken:
@@ -105,6 +108,7 @@ def attach(
         accumulators,
         Writer(sites, recorded, identity, segment, sinks),
         every,
+        sample,
         probes,
         [weakref.ref(module) for module in modules],
         handles,
@@ -113,11 +117,13 @@ def attach(
     return Tracer(recording, [sites[index] for index in recorded], path, strict=strict)
 
 
-def _check_arguments(model: Any, every: Any, sinks: Sequence[Any]) -> None:
+def _check_arguments(model: Any, every: Any, sample: Any, sinks: Sequence[Any]) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"found {type(model).__name__} as model; attach takes a torch.nn.Module")
     if not isinstance(every, int) or isinstance(every, bool) or every < 1:
         raise ValueError(f"found every={every!r}; a window needs at least 1 optimizer step")
+    if not isinstance(sample, int) or isinstance(sample, bool) or sample < 1:
+        raise ValueError(f"found sample={sample!r}; 1 counts every step, N one of every N")
     for sink in sinks:
         if not callable(getattr(sink, "write", None)) or not callable(getattr(sink, "close", None)):
             hint = "wrap the function in CallableSink" if callable(sink) else "give it both"

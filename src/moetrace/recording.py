@@ -38,6 +38,7 @@ class Recording:
         accumulators: The sums.
         writer: Takes closed windows.
         every: Optimizer steps per window.
+        sample: Count the first of so many steps; 1 counts all.
         probes: The hooks on the routers.
         routers: Weak references to the routers, in the same order.
         handles: All hooks on the model, removed by `close`.
@@ -49,6 +50,7 @@ class Recording:
         accumulators: Accumulators,
         writer: Writer,
         every: int,
+        sample: int,
         probes: Sequence[RoutingProbe],
         routers: Sequence[weakref.ref[nn.Module]],
         handles: Sequence[RemovableHandle],
@@ -59,6 +61,7 @@ class Recording:
         self._state = state
         self._accumulators = accumulators
         self._every = every
+        self._sample = sample
         self._probes = tuple(probes)
         self._routers = tuple(routers)
         self._handles = tuple(handles)
@@ -85,6 +88,7 @@ class Recording:
             self._in_step, self._has_stepped = True, True
             if self._valid(step):
                 self.step = int(step or 0) - 1
+            self._state.skipping = self.step % self._sample != 0
 
     def end(self, step: int | None) -> None:
         """A step has finished: commit what it counted; every N-th closes the windows."""
@@ -99,7 +103,9 @@ class Recording:
                 )
             self._in_step, self._has_stepped = False, True
             self.step = int(step or 0) if self._valid(step) else self.step + 1
-            self._commit("train")
+            if not self._state.skipping:
+                self._commit("train")
+            self._state.skipping = self.step % self._sample != 0
             if self.step % self._every == 0:
                 self.close_windows()
 
@@ -214,7 +220,7 @@ class Recording:
         self.writer.submit(ClosedWindow(phase, first, last, time.time(), copy, self._health()))
 
     def _health(self) -> dict[str, Any]:
-        health: dict[str, Any] = {}
+        health: dict[str, Any] = {} if self._sample == 1 else {"sample": self._sample}
         if self._coalesced:
             health["coalesced_windows"] = self._coalesced
         if self._state.misfits:

@@ -50,6 +50,7 @@ class TracerState:
     Attributes:
         handle: Number of this tracer in the registry.
         paused: True while nothing is counted.
+        skipping: True in a step that sampling leaves out; evaluation and named phases count still.
         named: True while a phase that the user named is open.
         mask_T: Real tokens of the running forward, bool ``(T,)``, or None.
         given_mask: Whether the user gave that mask, which then outranks the model's own.
@@ -63,6 +64,7 @@ class TracerState:
     def __init__(self) -> None:
         self.handle = -1
         self.paused = False
+        self.skipping = False
         self.named = False
         self.mask_T: Tensor | None = None
         self.given_mask = False
@@ -183,6 +185,8 @@ def _bin_of(state: TracerState, grad: bool, training: bool) -> Bin | None:
         return Bin.RECOMPUTED if undecided else None
     if state.named or not training:
         return Bin.OTHER
+    if state.skipping:
+        return None
     return Bin.FIRST if grad else Bin.NO_GRAD
 
 
