@@ -4,6 +4,7 @@ On a CPU a closed window is the host's already: nobody writes to it any more. Fr
 through a ring of pinned buffers on a stream of its own; whoever wants it polls an event.
 """
 
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,7 +26,9 @@ class HostCopies:
         self._lanes: dict[torch.device, _Lane] = {}
 
     def free(self) -> bool:
-        """Whether a copy can start now. If not the writer is behind: let the window grow."""
+        """Whether a copy can start now: the writer is not behind, and no CUDA graph is captured."""
+        if self._lanes and torch.cuda.is_current_stream_capturing():
+            return False
         return all(lane.free() for lane in self._lanes.values())
 
     def start(self, windows: Sequence[PackedWindow]) -> "HostCopy":
@@ -78,6 +81,8 @@ class _Lane:
         self._stream = torch.cuda.Stream(device)
         self._spare: list[Tensor] = []
         self._in_flight = 0
+        # The training thread takes, the writer gives back.
+        self._lock = threading.Lock()
 
     def free(self) -> bool:
         return self._in_flight < _SLOTS
@@ -90,14 +95,17 @@ class _Lane:
             host.copy_(sums, non_blocking=True)
             event.record(self._stream)
         sums.record_stream(self._stream)
-        self._in_flight += 1
         return _Transfer(host, event, self)
 
     def give_back(self, host: Tensor) -> None:
-        self._spare.append(host)
-        self._in_flight -= 1
+        with self._lock:
+            self._spare.append(host)
+            self._in_flight -= 1
 
     def _buffer(self, size: int) -> Tensor:
-        if self._spare and self._spare[-1].numel() == size:
-            return self._spare.pop()
+        with self._lock:
+            self._in_flight += 1
+            for index, spare in enumerate(self._spare):
+                if spare.numel() == size:
+                    return self._spare.pop(index)
         return torch.empty(size, dtype=torch.int64, pin_memory=True)
