@@ -137,6 +137,14 @@ class TestWorkedNumbers:
         gates = row[layout.gate_weight_sum : layout.scalars].tolist()
         assert gates == [0, 0, 1 << 30, 0]
 
+    def test_a_logit_beyond_the_limit(self):
+        """A log-sum-exp of 5000 is added as 1024, and its square as 1024 squared."""
+        logits = torch.tensor([[5000.0, 0.0]])
+        row = kernel(Routing(torch.tensor([[0]]), logits), None, 2, SOFTMAX)
+        layout = AccumulatorLayout(2)
+        assert int(row[layout.scalar("lse_sum")]) == 1024 << 20
+        assert int(row[layout.scalar("lse_sq_sum")]) == 1024 * 1024 << 16
+
     def test_an_empty_forward(self):
         """A forward without tokens is one call, and nothing else."""
         routing = Routing(torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0, 8))
