@@ -137,7 +137,7 @@ def syncs_raise():
 def captured(bench: Bench) -> Found:
     """Forward and backward in one CUDA graph, 50 replays, a flush every 3.
 
-    The third warm-up closes a window, so that its copy may be under way while the graph is captured.
+    The third warm-up closes a window, so that its copy may be under way during the capture.
     """
     steps = Steps(bench, every=3)
     work: Callable[[], Any] = steps.work
