@@ -96,10 +96,14 @@ class Accumulators:
         """Phases with an open window."""
         return tuple(self._windows)
 
-    def close(self, phase: str) -> list[PackedWindow]:
-        """Hand over the window of ``phase``, one part per device; the next one starts from zero."""
-        window = self._windows.pop(phase, {})
+    def window(self, phase: str) -> list[PackedWindow]:
+        """The open window of ``phase``, one part per device."""
+        window = self._windows.get(phase, {})
         return [PackedWindow(self._groups[key].routers, sums) for key, sums in window.items()]
+
+    def close(self, phase: str) -> None:
+        """Let go of the window of ``phase``; the next one starts from zero."""
+        self._windows.pop(phase, None)
 
     def move(self, router: int, device: torch.device) -> None:
         """Put one router's sums on another device, with all that it has counted.

@@ -1,7 +1,7 @@
 """The way of a closed window from its device to the host, without anybody waiting for it.
 
 On a CPU a closed window is the host's already: nobody writes to it any more. From a GPU it goes
-through a ring of pinned buffers on a stream of its own; whoever wants it polls an event.
+through a ring of pinned buffers on a stream of its own, and the training thread polls an event.
 """
 
 import threading
@@ -26,10 +26,12 @@ class HostCopies:
         self._lanes: dict[torch.device, _Lane] = {}
 
     def free(self) -> bool:
-        """Whether a copy can start now: the writer is not behind, and no CUDA graph is captured."""
-        if self._lanes and torch.cuda.is_current_stream_capturing():
-            return False
+        """Whether a copy can start now. If not the writer is behind: let the window grow."""
         return all(lane.free() for lane in self._lanes.values())
+
+    def capturing(self) -> bool:
+        """Whether a CUDA graph is captured on this thread's stream right now."""
+        return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
     def start(self, windows: Sequence[PackedWindow]) -> "HostCopy":
         """Start bringing the parts of one window over. Cost: one copy per device, no sync."""

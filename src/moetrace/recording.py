@@ -5,6 +5,7 @@ import os
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,6 +67,7 @@ class Recording:
         self._routers = tuple(routers)
         self._handles = tuple(handles)
         self._copies = HostCopies()
+        self._under_way: deque[ClosedWindow] = deque()
         self._spans: dict[str, list[int]] = {}
         self._phases: list[str] = []
         self._in_step = False
@@ -80,6 +82,7 @@ class Recording:
         if self._asleep():
             return
         with self._lock:
+            self._hand_over()
             if self._state.saw_first or self._state.saw_no_grad:
                 self._give_up_pending("aborted" if self._in_step else "unstepped")
             if self._state.saw_other and not self._phases:
@@ -135,10 +138,10 @@ class Recording:
             self._collect_open_phase()
             if self._state.misplaced:
                 self._follow_the_model()
-            if self.writer.behind() or not self._copies.free():
-                self._coalesced += 1
-                return
             for phase in self._accumulators.phases:
+                if self.writer.behind() or not self._copies.free():
+                    self._coalesced += 1
+                    return
                 self._close_window(phase)
 
     def flush(self, deadline: float) -> Snapshot | None:
@@ -148,6 +151,7 @@ class Recording:
         with self._lock:
             self._commit_unstepped()
             self.close_windows()
+            self._hand_over(deadline)
         self.writer.drain(deadline)
         return self.writer.latest
 
@@ -169,7 +173,9 @@ class Recording:
             for phase in self._accumulators.phases:
                 self._close_window(phase)
             self._state.paused = True
-        self.writer.close(time.monotonic() + CLOSE_TIMEOUT)
+            deadline = time.monotonic() + CLOSE_TIMEOUT
+            self._hand_over(deadline)
+        self.writer.close(deadline)
 
     def say(self, text: str) -> None:
         """Warn once."""
@@ -178,8 +184,11 @@ class Recording:
             _log.warning(text)
 
     def _asleep(self) -> bool:
-        # Asked before the lock is taken: a forked child may have inherited it locked.
-        return self.closed or os.getpid() != self._owner
+        # Asked before the lock is taken: a forked child may have inherited it locked. While a CUDA
+        # graph is captured nothing of ours may end up in it but the operators of the hooks.
+        if self.closed or os.getpid() != self._owner:
+            return True
+        return self._copies.capturing()
 
     def _commit(self, phase: str) -> None:
         undecided = self._state.saw_no_grad
@@ -216,8 +225,25 @@ class Recording:
 
     def _close_window(self, phase: str) -> None:
         first, last = self._spans.pop(phase, [self.step, self.step])
-        copy = self._copies.start(self._accumulators.close(phase))
-        self.writer.submit(ClosedWindow(phase, first, last, time.time(), copy, self._health()))
+        copy = self._copies.start(self._accumulators.window(phase))
+        self._accumulators.close(phase)
+        closed = ClosedWindow(phase, first, last, time.time(), copy, self._health())
+        self._under_way.append(closed)
+        self._hand_over()
+
+    def _hand_over(self, deadline: float = 0.0) -> None:
+        """Give the writer the windows that have arrived, in order.
+
+        Asked on the training thread: an event that another thread queries can break the capture of
+        a CUDA graph. Waits for none but until ``deadline`` (monotonic), which only a drain sets.
+        """
+        while self._under_way:
+            if not self._under_way[0].copy.ready():
+                if time.monotonic() >= deadline:
+                    return
+                time.sleep(0.001)
+                continue
+            self.writer.submit(self._under_way.popleft())
 
     def _health(self) -> dict[str, Any]:
         health: dict[str, Any] = {} if self._sample == 1 else {"sample": self._sample}

@@ -28,7 +28,6 @@ __all__ = ["ClosedWindow", "Log", "Writer"]
 _log = logging.getLogger("moetrace")
 
 _LONGEST_QUEUE = 32
-_POLL = 0.001
 
 
 class Log(Protocol):
@@ -45,7 +44,7 @@ class Log(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ClosedWindow:
-    """A window that the training thread has closed, with its sums still on the way.
+    """A window that the training thread has closed, with its sums.
 
     Attributes:
         phase: Its phase.
@@ -147,8 +146,6 @@ class Writer:
             return self._queue[0] if self._queue else None
 
     def _snapshot(self, window: ClosedWindow) -> Snapshot:
-        while not window.copy.ready():
-            time.sleep(_POLL)
         stats: dict[int, RoutingStats] = {}
         for routers, sums in window.copy.arrays():
             start = 0

@@ -197,6 +197,12 @@ class TestRoutingDelta:
         routing = Routing(torch.tensor([[[0], [1]]]), torch.zeros(1, 2, 2), torch.ones(1, 2, 1))
         assert unpack(routing_delta(routing, None, 2, 0), 2)["tokens"] == 2
 
+    def test_transposed_ids(self):
+        """Ids and weights of any strides are read alike."""
+        ids, weights = torch.tensor([[0, 1, 2], [3, 3, 0]]), torch.rand(2, 3)
+        plain = routing_delta(Routing(ids.T.contiguous(), None, weights.T.contiguous()), None, 4, 0)
+        assert torch.equal(routing_delta(Routing(ids.T, None, weights.T), None, 4, 0), plain)
+
     def test_without_logits(self):
         """A router that shows no logits is counted; its score sums stay 0."""
         fields = unpack(routing_delta(Routing(torch.tensor([[0], [0]])), None, 2, 0), 2)

@@ -76,7 +76,8 @@ class _Choice:
             self._safe_ids_TK = ids_TK.clamp(0, num_experts - 1)
             outside_TK = self._safe_ids_TK != ids_TK
             self._safe_ids_TK.masked_fill_(outside_TK, 0)
-            self._bins = torch.add(self._safe_ids_TK, outside_TK, alpha=num_experts).view(-1)
+            bins_TK = torch.add(self._safe_ids_TK, outside_TK, alpha=num_experts)
+            self._bins = bins_TK.reshape(-1)  # ids may come transposed
             self.tokens, self.device = int(ids_TK.shape[0]), ids_TK.device
         elif self._map is not None:
             self._map = _rows(self._map)
@@ -97,7 +98,7 @@ class _Choice:
         counts = self._bins.new_zeros(self._num_experts + 1).scatter_add_(0, self._bins, ones)
         gates = torch.zeros_like(counts)
         if self._weights is not None:
-            fixed = _fixed_gates(_rows(self._weights)).view(-1)
+            fixed = _fixed_gates(_rows(self._weights)).reshape(-1)
             gates.scatter_add_(0, self._bins, fixed if real_T1 is None else fixed.mul_(ones))
         return counts, gates[: self._num_experts]
 
