@@ -1,0 +1,1 @@
+"""Two processes that train one model together over gloo, traced and untraced."""

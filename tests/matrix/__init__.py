@@ -1,0 +1,1 @@
+"""The exactly-once matrix: a model in every mode, one loop, and what both leave behind."""

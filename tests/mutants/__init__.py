@@ -1,0 +1,1 @@
+"""Copies of moetrace with one fault each, which the exactly-once matrix has to see."""
