@@ -28,7 +28,7 @@ from moetrace.tracer import Tracer
 
 __all__ = ["main", "small_moe", "text_batches"]
 
-STEPS = 180
+STEPS = 300
 EVERY = 10
 MICRO_BATCHES = 2
 ROWS, LENGTH = 8, 128
