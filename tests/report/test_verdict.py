@@ -63,8 +63,8 @@ class TestBalance:
         history = [window(1, 10, stats("a", [250] * 4), stats("b", [30, 900, 40, 30]))]
         (sentence,) = texts(history, "bad")
         assert sentence == (
-            "b is collapsing: expert 1 takes 90.0% of the assignments, 3.60 times its fair share, "
-            "in steps 1-10."
+            "b is far out of balance: expert 1 takes 90.0% of the assignments, 3.60 times its fair "
+            "share, in steps 1-10."
         )
 
     @pytest.mark.parametrize(
@@ -72,11 +72,11 @@ class TestBalance:
         [
             ([300, 250, 240, 210], "note", "uneven"),
             ([600, 150, 130, 120], "warn", "heavily uneven"),
-            ([940, 20, 20, 20], "bad", "collapsing"),
+            ([940, 20, 20, 20], "bad", "far out of balance"),
         ],
     )
     def test_chooses_its_words_by_the_excess(self, counts: list[int], tone: str, word: str) -> None:
-        """Uneven below twice the fair share, heavily uneven from there, collapsing near all."""
+        """Uneven below twice the fair share, heavily uneven from there, far out near all."""
         (first, *_) = judged([window(1, 10, stats("mlp", counts))])
         assert first.tone == tone
         assert first.text.startswith(f"mlp is {word}: expert 0 takes ")
@@ -95,6 +95,15 @@ class TestBalance:
             "MaxVio of mlp is 0.920 where chance alone gives 0.025; it has been beyond chance "
             "since steps 11-20, and at least half as far over the floor since steps 31-40."
         )
+
+    def test_says_that_it_has_been_worse(self) -> None:
+        """A layer that recovers is told with the window in which it was worst."""
+        history = [
+            window(1, 10, stats("mlp", [900, 100])),
+            window(11, 20, stats("mlp", [700, 300])),
+        ]
+        (sentence,) = [text for text in texts(history, "note") if text.startswith("MaxVio")]
+        assert sentence.endswith("; at its worst it was 0.800, in steps 1-10.")
 
     def test_an_even_window_in_between_starts_the_count_again(self) -> None:
         """Since when means without a break until the last window."""

@@ -16,6 +16,8 @@ Nothing here imports torch or knows what a snapshot is. Every entry has a page i
 """
 
 from moetrace.metrics.balance import (
+    FAR_OUT,
+    HEAVY,
     avg_vio,
     load_cv,
     load_gini,
@@ -54,6 +56,8 @@ from moetrace.metrics.usage import (
 from moetrace.metrics.window import METRICS, ScoreSums, window_metrics
 
 __all__ = [
+    "FAR_OUT",
+    "HEAVY",
     "METRICS",
     "LayerSpread",
     "ScoreSums",

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "FAR_OUT",
+    "HEAVY",
     "avg_vio",
     "load_cv",
     "load_gini",
@@ -26,6 +28,10 @@ __all__ = [
 ]
 
 Counts = NDArray[np.integer[Any]]
+
+HEAVY, FAR_OUT = 1.0, 3.0
+"""MaxVio over its floor from which a layer is heavily uneven (an expert at twice its share), or far
+out of balance (four times; the 4 to 5 times of the alarms that others use)."""
 
 
 def load_share(tokens_per_expert: Counts) -> NDArray[np.float64]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moetrace.metrics import FAR_OUT, HEAVY
 from moetrace.printable import span_text
 from moetrace.report.names import shown
 from moetrace.report.payload import worst_layers
@@ -22,9 +23,8 @@ __all__ = ["RARE", "Finding", "chance_of_dead", "chance_of_maximum", "verdict"]
 RARE = 0.01
 """Below this chance a uniform router is ruled out."""
 
-HEAVY, COLLAPSING = 1.0, 3.0
-"""MaxVio over its floor from which a layer is heavily loaded (twice its share), or collapsing
-(four times; the 4 to 5 times of the alarms that others use)."""
+RECEDED = 1.2
+"""How much further over the floor an earlier window has to be, to be told beside the last one."""
 
 NAMED = 3
 """Layers or experts that a sentence names before it says how many more there are."""
@@ -113,9 +113,9 @@ def _balance(windows: Windows) -> list[Finding]:
     counts = windows.counts(at)[-1]
     hottest, tokens = int(counts.argmax()), int(windows.tokens[-1, at])
     excess = _last(windows, "max_vio_excess", at)
-    collapsing = excess >= COLLAPSING or (excess >= HEAVY and counts.max() >= 0.9 * tokens)
-    tone = "bad" if collapsing else "warn" if excess >= HEAVY else "note"
-    word = {"bad": "collapsing", "warn": "heavily uneven", "note": "uneven"}[tone]
+    far_out = excess >= FAR_OUT or (excess >= HEAVY and counts.max() >= 0.9 * tokens)
+    tone = "bad" if far_out else "warn" if excess >= HEAVY else "note"
+    word = {"bad": "far out of balance", "warn": "heavily uneven", "note": "uneven"}[tone]
     share = counts.max() / counts.sum()
     found = [
         Finding(
@@ -155,6 +155,12 @@ def _since_uneven(windows: Windows, at: int) -> str:
     text = f"beyond chance {_since(windows, first)}"
     if half > first:
         text += f", and at least half as far over the floor since {span_text(*windows.spans[half])}"
+    peak = int(np.nanargmax(excess))
+    if excess[peak] > RECEDED * excess[-1]:
+        text += (
+            f"; at its worst it was {windows.metrics['max_vio'][peak, at]:.3f}, "
+            f"in {span_text(*windows.spans[peak])}"
+        )
     return text
 
 

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, TextIO
 
+from moetrace.metrics import FAR_OUT, HEAVY
 from moetrace.printable import printable, span_text
 from moetrace.run import Run
 from moetrace.show.columns import Cell, print_line, print_table
@@ -12,9 +13,6 @@ from moetrace.snapshot import RoutingStats, Snapshot
 __all__ = ["show_table", "window_at", "window_record"]
 
 HEAD = ("layer", "tokens", "CV", "MaxVio", "floor", "excess", "entropy", "dead")
-
-HEAVY, COLLAPSING = 1.0, 3.0
-"""MaxVio above its floor from which it is coloured: an expert with one or three shares too many."""
 
 MOST_REMARKS = 8
 
@@ -103,7 +101,7 @@ def window_record(run: Run, snapshot: Snapshot) -> dict[str, Any]:
 
 def _row(stats: RoutingStats, metrics: dict[str, float | None]) -> list[Cell]:
     excess, dead = metrics["max_vio_excess"] or 0.0, metrics["dead_experts_excess"] or 0.0
-    balance = "bold red" if excess >= COLLAPSING else "yellow" if excess >= HEAVY else ""
+    balance = "bold red" if excess >= FAR_OUT else "yellow" if excess >= HEAVY else ""
     count = metrics["dead_experts"]
     return [
         Cell(printable(stats.layer)),
