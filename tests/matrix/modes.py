@@ -127,20 +127,22 @@ def must_save():
         output = router(hidden)
         # With a dispatch mode active the probe would show one operator; here its body is wanted.
         inline = mock.patch("moetrace.probes.routing._dispatch_modes", return_value=0)
-        with inline, _Watching() as watching:
+        with tracer.tokens(mask=torch.ones(6)), inline, _Watching() as watching:
             probe(router, (hidden,), {}, output)
-    functional = {operator for operator in watching.seen if not operator._schema.is_mutable}
+    kept = watching.seen - watching.of_bools
+    functional = {operator for operator in kept if not operator._schema.is_mutable}
     return frozenset(functional | {torch.ops.aten.mm.default})
 
 
 class _Watching(TorchDispatchMode):
+    """Notes operators; PyTorch itself cannot keep a bool under selective checkpointing."""
+
     def __init__(self):
         super().__init__()
-        self.seen = set()
+        self.seen, self.of_bools = set(), set()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         output = function(*args, **(kwargs or {}))
-        # PyTorch cannot keep a bool that takes part in autograd, whoever asks for it.
-        if isinstance(output, torch.Tensor) and output.dtype is not torch.bool:
-            self.seen.add(function)
+        bools = isinstance(output, torch.Tensor) and output.dtype is torch.bool
+        (self.of_bools if bools else self.seen).add(function)
         return output
