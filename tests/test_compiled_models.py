@@ -138,16 +138,8 @@ class HelpedBlock(ScriptedBlock):
         return helper(self, hidden)
 
 
-breaks = pytest.mark.xfail(strict=True, reason="attach leaves code after a graph break as it was")
-BLOCKS = [
-    ScriptedBlock,
-    pytest.param(BrokenBlock, marks=breaks),
-    pytest.param(HelpedBlock, marks=breaks),
-]
-
-
 class TestCompiledBeforeAttach:
-    @pytest.mark.parametrize("block", BLOCKS)
+    @pytest.mark.parametrize("block", [ScriptedBlock, BrokenBlock, HelpedBlock])
     @pytest.mark.parametrize("way", ["whole", "in place", "per block"])
     def test_is_counted(self, block, way):
         """A15: a model that ran compiled, breaks in its graph or not, is counted from attach on."""

@@ -102,7 +102,7 @@ def attach(
         for (site, _, reader), accumulator in zip(taken, accumulators.tensors, strict=True)
     ]
     handles = _hook(model, modules, probes, state)
-    drop_stale_code(model)
+    drop_stale_code()
     recording = Recording(
         state,
         accumulators,

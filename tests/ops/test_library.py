@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+import moetrace
 from moetrace.layout import AccumulatorLayout
 from moetrace.ops import Bin, TracerState, accumulate, count, register
 from moetrace.ops import library as library_module
 from moetrace.ops.backward import in_backward
+from tests.tiny import ScriptedModel
 
 IDS = torch.tensor([[0, 1], [0, 2]])
 LOGITS = torch.zeros(2, 4)
@@ -200,3 +202,25 @@ class TestInBackward:
     def test_outside(self):
         """Outside of any backward the answer is no."""
         assert in_backward() is False
+
+
+class TestAbstractForwards:
+    def test_fake_tensors_are_left_alone(self):
+        """A forward with fake tensors runs as it would untraced, and is not counted."""
+        from torch._subclasses import FakeTensorMode
+
+        model = ScriptedModel([[0, 1], [0, 2]], num_experts=4)
+        with moetrace.attach(model) as tracer:
+            with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+                model(mode.from_tensor(torch.ones(2, 4)))
+            assert tracer.flush() is None
+
+    def test_a_recorded_graph_holds_nothing_of_ours(self):
+        """A graph that make_fx records is the untraced one, and its recording is not counted."""
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        model = ScriptedModel([[0, 1], [0, 2]], num_experts=4)
+        untraced = len(make_fx(model)(torch.ones(2, 4)).graph.nodes)
+        with moetrace.attach(model) as tracer:
+            assert len(make_fx(model)(torch.ones(2, 4)).graph.nodes) == untraced
+            assert tracer.flush() is None

@@ -146,7 +146,11 @@ def count(
             choice = topk_expert_ids_TK if routing_map_TE is None else routing_map_TE
             if choice is None or choice.is_meta:
                 return
-            mask_T = _fitting(mask_T, choice, state)
+            if mask_T is not None and mask_T.numel() * choice.shape[-1] != choice.numel():
+                state.misfits += row != Bin.RECOMPUTED
+                mask_T = None
+            if mask_T is not None:
+                mask_T = mask_T.reshape(-1).to(choice.device)
             if not add_fused(accumulator[row], routing, mask_T, num_experts, scoring):
                 delta = routing_delta(routing, mask_T, num_experts, scoring)
                 if delta.device != accumulator.device:
@@ -188,15 +192,6 @@ def _bin_of(state: TracerState, grad: bool, training: bool) -> Bin | None:
     if state.skipping:
         return None
     return Bin.FIRST if grad else Bin.NO_GRAD
-
-
-def _fitting(mask_T: Tensor | None, choice: Tensor, state: TracerState) -> Tensor | None:
-    if mask_T is None:
-        return None
-    if mask_T.numel() * choice.shape[-1] != choice.numel():
-        state.misfits += 1
-        return None
-    return mask_T.reshape(-1).to(choice.device)
 
 
 def _define() -> torch.library.Library:

@@ -6,10 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from moetrace.ops import TracerState, accumulate, count
 from moetrace.probes.frames import never_a_frame
 from moetrace.readers import Reader
+from moetrace.routing import Routing
 
 __all__ = ["RoutingProbe"]
 
@@ -55,7 +58,10 @@ class RoutingProbe:
             return
         # A dispatch mode (selective checkpointing, FakeTensor) has to see one operator and nothing
         # of what is inside it; without one the body is called directly, which saves 5 us.
-        plain = not torch.compiler.is_compiling() and _dispatch_modes() == 0
+        traced = torch.compiler.is_compiling()
+        plain = not traced and _dispatch_modes() == 0
+        if not plain and not traced and _is_abstract(routing):
+            return
         add = count if plain else accumulate
         add(
             self.accumulator,
@@ -78,6 +84,13 @@ class RoutingProbe:
 
 
 never_a_frame(RoutingProbe.__call__)
+
+
+def _is_abstract(routing: Routing) -> bool:
+    """Whether a forward only goes through the motions: fake tensors, or a graph being recorded."""
+    choice = routing.topk_expert_ids_TK
+    choice = routing.routing_map_TE if choice is None else choice
+    return isinstance(choice, FakeTensor) or get_proxy_mode() is not None
 
 
 def _detached(tensor: Tensor | None) -> Tensor | None:

@@ -2,20 +2,21 @@
 
 Dynamo guards on the hooks that a module has, never on a module that had none (its default
 ``skip_nnmodule_hook_guards``). A model that ran compiled before `attach` would be counted as 0, in
-silence; so the compiled code of its classes is dropped, and they compile once more.
+silence; so what is compiled is dropped, and compiles once more.
 """
 
 import sys
-
-from torch import nn
+from typing import Any
 
 __all__ = ["drop_stale_code"]
 
 
-def drop_stale_code(model: nn.Module) -> bool:
-    """Drop what dynamo compiled for the classes of this model.
+def drop_stale_code() -> bool:
+    """Drop all that dynamo has compiled in this process.
 
-    Other models of the same classes in the process compile once more too.
+    All of it, since a model's code is more than its forwards: what goes on after a graph break,
+    helpers, and functions under a decorator are code of their own. Other models compile once more
+    too.
 
     Returns:
         Whether there was anything to drop. Where nothing was ever compiled it imports nothing.
@@ -23,14 +24,13 @@ def drop_stale_code(model: nn.Module) -> bool:
     dynamo = sys.modules.get("torch._dynamo")
     if dynamo is None:
         return False
-    functions = {type(module).forward for module in model.modules()}
-    # What ``module.compile()`` compiles is the call around the forward.
-    functions |= {nn.Module._call_impl, nn.Module._wrapped_call_impl}
-    compiled = getattr(dynamo.eval_frame, "_debug_get_cache_entry_list", lambda code: True)
-    dropped = False
-    for function in functions:
-        code = getattr(function, "__code__", None)
-        if code is not None and compiled(code):
-            dynamo.eval_frame.reset_code(code)
-            dropped = True
-    return dropped
+    frames: Any = getattr(dynamo, "convert_frame", None)
+    seen = [
+        code
+        for codes in (getattr(frames, "input_codes", None), getattr(frames, "output_codes", None))
+        for reference in getattr(codes, "seen", ())
+        if (code := reference()) is not None
+    ]
+    for code in seen:
+        dynamo.eval_frame.reset_code(code)
+    return bool(seen)
