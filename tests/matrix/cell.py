@@ -1,6 +1,7 @@
 """One cell of the matrix: traced, untraced and the truth, reduced to what a test compares."""
 
 import copy
+import gc
 import logging
 import warnings
 from dataclasses import dataclass, field
@@ -45,7 +46,9 @@ def run(mode, works):
     traced, more_frames, more_breaks, outcome.traced_error = _run(mode, works, outcome.counted)
     outcome.frames, outcome.breaks = (frames, more_frames), (breaks, more_breaks)
     if not outcome.untraced_error and not outcome.traced_error:
-        outcome.truth = {str(work): truth(mode.family, work, new_tokens(mode)) for work in works}
+        outcome.truth = {
+            str(work): truth(mode.family, mode.layers, work, new_tokens(mode)) for work in works
+        }
         assert list(traced) == list(untraced)
         outcome.compared = len(traced)
         outcome.differing = [
@@ -93,3 +96,4 @@ def prepare():
     logging.getLogger("torch").setLevel(logging.ERROR)
     logging.getLogger("moetrace").setLevel(logging.ERROR)
     torch.set_num_threads(1)
+    gc.set_threshold(200_000, 50, 100)  # a tenth of all time goes into looking through the compiler

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from tests.matrix.modes import cut
 from tests.oracle import Oracle
 from tests.tiny import batch, seeded
 
@@ -100,9 +101,9 @@ def generate(model, prompt, new_tokens):
 
 
 @functools.cache
-def truth(family, work, new_tokens):
+def truth(family, layers, work, new_tokens):
     """Counts per label and layer, found by the oracle in a plain run."""
-    model = copy.deepcopy(seeded(family))
+    model = cut(copy.deepcopy(seeded(family)), layers)
     names = [f"model.layers.{n}.mlp" for n in range(len(model.model.layers))]
     oracle = Oracle(model, [(name, f"{name}.gate") for name in names])
     train(model, model, work, new_tokens=new_tokens, oracle=oracle)

@@ -65,8 +65,8 @@ MUTANTS = (
     Mutant(
         "padding is counted",
         OPERATOR,
-        "    return mask_T.reshape(-1)",
-        "    return None and mask_T.reshape(-1)",
+        "mask_T = mask_T.reshape(-1)",
+        "mask_T = None and mask_T.reshape(-1)",
     ),
 )
 
