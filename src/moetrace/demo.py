@@ -51,7 +51,7 @@ class Batch:
 
 
 def small_moe() -> nn.Module:
-    """A Qwen3-MoE of 6 layers with 16 experts each, top-2; 2.2 million parameters, random."""
+    """A Qwen3-MoE of 6 layers with 16 experts each, top-2; 2.1 million parameters, random."""
     import transformers
 
     transformers.logging.set_verbosity_error()

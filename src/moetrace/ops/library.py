@@ -128,7 +128,8 @@ def count(
         scoring: Position in `moetrace.layout.SCORINGS`.
         handle: Number of the tracer.
 
-    Cost: `routing_delta` and one addition; 3 us of bookkeeping where it does not count.
+    Cost: `routing_delta` and one addition. Where it does not count, about 7 us of a CPU with the
+    hook around it (``benchmarks/counted_cost.py``, paused).
     """
     state = _states.get(handle)
     if state is None or state.paused:
