@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from moetrace.feed import SinkFeed
+from moetrace.routing_stats import RoutingStats
 from moetrace.sinks import MemorySink
-from moetrace.snapshot import RoutingStats, Snapshot
+from moetrace.snapshot import Snapshot
 
 
 def window(step, phase="train", tokens=1):

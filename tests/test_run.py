@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from moetrace.errors import RunNotReadable
 from moetrace.metrics import METRICS
+from moetrace.routing_stats import COUNTERS, VECTORS
 from moetrace.run import open_run
-from moetrace.snapshot import COUNTERS, VECTORS, Snapshot, merge
+from moetrace.snapshot import Snapshot, merge
 from tests.store.windows import plain, stats, window, write, writer
 
 

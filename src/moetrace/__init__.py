@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     )
     from moetrace.readers import Reader, Site, discover
     from moetrace.routing import Routing
+    from moetrace.routing_stats import RoutingStats
     from moetrace.run import Run, open_run
     from moetrace.sinks.base import Sink
-    from moetrace.snapshot import RoutingStats, Snapshot
+    from moetrace.snapshot import Snapshot
     from moetrace.tracer import Tracer
 
 _HOMES = {
@@ -29,7 +30,7 @@ _HOMES = {
     "NoRouterFound": "moetrace.errors",
     "Reader": "moetrace.readers",
     "Routing": "moetrace.routing",
-    "RoutingStats": "moetrace.snapshot",
+    "RoutingStats": "moetrace.routing_stats",
     "Run": "moetrace.run",
     "RunFolderError": "moetrace.errors",
     "RunNotReadable": "moetrace.errors",

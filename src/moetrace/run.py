@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from moetrace.errors import RunNotReadable
 from moetrace.metrics import METRICS
-from moetrace.snapshot import RoutingStats, Snapshot, merge
+from moetrace.routing_stats import RoutingStats
+from moetrace.snapshot import Snapshot, merge
 from moetrace.store.index import RunIndex, index_run
 from moetrace.store.lines import DamagedRecord
 from moetrace.store.segment_reader import Entry, read_snapshot

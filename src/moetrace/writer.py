@@ -20,8 +20,9 @@ from moetrace.feed import SinkFeed
 from moetrace.host_copy import HostCopy
 from moetrace.layout import SCALARS, AccumulatorLayout
 from moetrace.readers import Site
+from moetrace.routing_stats import RoutingStats
 from moetrace.sinks.base import Sink
-from moetrace.snapshot import RoutingStats, Snapshot, merge
+from moetrace.snapshot import Snapshot, merge
 
 __all__ = ["ClosedWindow", "Log", "Writer"]
 

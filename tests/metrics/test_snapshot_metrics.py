@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from moetrace.layout import FRACTION_BITS
 from moetrace.metrics import METRICS
 from moetrace.metrics.window import SCORES
-from moetrace.snapshot import RoutingStats, Snapshot, merge
+from moetrace.routing_stats import RoutingStats
+from moetrace.snapshot import Snapshot, merge
 
 FLOORED = ("load_cv", "max_vio", "avg_vio", "load_gini", "dead_experts")
 

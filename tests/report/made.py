@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from moetrace.layout import FRACTION_BITS
+from moetrace.routing_stats import RoutingStats
 from moetrace.run import Run, open_run
-from moetrace.snapshot import RoutingStats, Snapshot
+from moetrace.snapshot import Snapshot
 from moetrace.store import RunFolder
 
 

@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
+from moetrace.routing_stats import COUNTERS, VECTORS, RoutingStats
 from moetrace.run import open_run
-from moetrace.snapshot import COUNTERS, VECTORS, RoutingStats, Snapshot
+from moetrace.snapshot import Snapshot
 from moetrace.store import files
 from moetrace.store.arrays import row_count
 from tests.store.windows import RUN, arrays_of, log_of, plain, stats, window, write, writer

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from moetrace.snapshot import RoutingStats, Snapshot
+from moetrace.routing_stats import RoutingStats
+from moetrace.snapshot import Snapshot
 from moetrace.store.segment_writer import SegmentWriter
 
 RUN = "run-1"

@@ -10,7 +10,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.snapshot import RoutingStats, Snapshot, merge
+from moetrace.routing_stats import RoutingStats
+from moetrace.snapshot import Snapshot, merge
 
 __all__ = ["ABSENT", "METRICS", "Layer", "Windows", "grouped", "layers_of", "tabulate"]
 

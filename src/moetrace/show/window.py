@@ -6,9 +6,10 @@ from typing import Any, TextIO
 
 from moetrace.metrics import FAR_OUT, HEAVY
 from moetrace.printable import printable, span_text
+from moetrace.routing_stats import RoutingStats
 from moetrace.run import Run
 from moetrace.show.columns import Cell, print_line, print_table
-from moetrace.snapshot import RoutingStats, Snapshot
+from moetrace.snapshot import Snapshot
 
 __all__ = ["show_table", "window_at", "window_record"]
 

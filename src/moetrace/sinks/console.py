@@ -41,7 +41,7 @@ def window_line(snapshot: Snapshot) -> str:
     layer has is a dash.
 
     >>> import numpy as np
-    >>> from moetrace.snapshot import RoutingStats
+    >>> from moetrace.routing_stats import RoutingStats
     >>> counts = np.array([3, 1])
     >>> stats = RoutingStats("mlp", 2, 1, "none", counts, counts * 0, counts * 0, tokens=4)
     >>> window_line(Snapshot("run", 0, 0, 0, "train", 1, 10, 0.0, (stats,)))

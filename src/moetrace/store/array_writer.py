@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.snapshot import RoutingStats
+from moetrace.routing_stats import RoutingStats
 from moetrace.store import files
 from moetrace.store.arrays import MAX_ENTRIES, TENSORS, ArrayShape, row_count
 from moetrace.store.names import array_file

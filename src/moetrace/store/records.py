@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.layout import SCORINGS
-from moetrace.snapshot import COUNTERS, SCHEMA, RoutingStats, Snapshot
+from moetrace.routing_stats import COUNTERS, RoutingStats
+from moetrace.snapshot import SCHEMA, Snapshot
 from moetrace.store import arrays
 from moetrace.store.arrays import TENSORS, ArrayShape
 from moetrace.store.lines import DamagedRecord, plain
