@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moetrace.alerts import Alert, AlertRules
     from moetrace.attachment import attach
     from moetrace.errors import (
         AlreadyAttached,
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from moetrace.tracer import Tracer
 
 _HOMES = {
+    "Alert": "moetrace.alerts",
+    "AlertRules": "moetrace.alerts",
     "AlreadyAttached": "moetrace.errors",
     "MoETraceError": "moetrace.errors",
     "NoRouterFound": "moetrace.errors",
@@ -45,6 +48,8 @@ _HOMES = {
 
 __version__ = "0.1.0"
 __all__ = [
+    "Alert",
+    "AlertRules",
     "AlreadyAttached",
     "MoETraceError",
     "NoRouterFound",
