@@ -6,6 +6,7 @@ usage             how many experts are used, dead, hot
 routing_scores    what the router's own scores say: entropy, confidence, losses
 noise_floor       what a perfectly uniform router would show by chance
 expected_maximum  the same for MaxVio
+chance            what a uniform router shows next to never
 placement         load of the EP ranks for a given placement of the experts
 window            all metrics of one window of one layer, and which are withheld and why
 layers            percentiles over layers, and the worst layer by name
@@ -27,6 +28,7 @@ from moetrace.metrics.balance import (
     min_vio,
     utilisation,
 )
+from moetrace.metrics.chance import chance_of_dead, chance_of_maximum
 from moetrace.metrics.expected_maximum import max_vio_floor
 from moetrace.metrics.layers import LayerSpread, spread
 from moetrace.metrics.noise_floor import (
@@ -64,6 +66,8 @@ __all__ = [
     "active_experts",
     "avg_vio",
     "avg_vio_floor",
+    "chance_of_dead",
+    "chance_of_maximum",
     "confidence",
     "dead_experts",
     "dead_experts_floor",

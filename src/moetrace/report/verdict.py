@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moetrace.metrics import FAR_OUT, HEAVY
+from moetrace.metrics import FAR_OUT, HEAVY, chance_of_dead, chance_of_maximum
 from moetrace.printable import span_text
 from moetrace.report.names import shown
 from moetrace.report.payload import worst_layers
 from moetrace.report.windows import Layer, Windows
 
-__all__ = ["RARE", "Finding", "chance_of_dead", "chance_of_maximum", "verdict"]
+__all__ = ["RARE", "Finding", "verdict"]
 
 RARE = 0.01
 """Below this chance a uniform router is ruled out."""
@@ -50,48 +50,6 @@ def verdict(windows: Windows) -> list[Finding]:
         windows: The windows of the phase, one row per snapshot; at least one.
     """
     return [*_balance(windows), *_withheld(windows), _dead(windows), _entropy(windows)]
-
-
-def chance_of_maximum(largest: int, tokens: int, *, num_experts: int, top_k: int) -> float:
-    """Upper bound of the chance that a uniform router loads its heaviest expert at least so much.
-
-    ``E exp(-T KL(m / T, p))``: the Chernoff bound of the binomial tail, for any of E experts.
-    Valid for every T; dimensionless.
-
-    Args:
-        largest: m, the assignments of the heaviest expert.
-        tokens: T.
-        num_experts: E.
-        top_k: K.
-
-    Source: Hoeffding 1963, theorem 1.
-
-    >>> chance_of_maximum(500, 1000, num_experts=4, top_k=2)
-    1.0
-    >>> chance_of_maximum(10, 10, num_experts=2, top_k=1) == 2 * 0.5**10
-    True
-    """
-    p = top_k / num_experts
-    if p <= 0 or largest <= tokens * p:
-        return 1.0
-    share = min(1.0, largest / tokens)
-    distance = share * math.log(share / p)
-    if share < 1.0:
-        distance += (1 - share) * math.log((1 - share) / (1 - p))
-    return min(1.0, num_experts * math.exp(-tokens * distance))
-
-
-def chance_of_dead(tokens: int, *, num_experts: int, top_k: int) -> float:
-    """Upper bound of the chance that a uniform router leaves any expert without a token.
-
-    ``E (1 - K / E)^T``; dimensionless.
-
-    >>> chance_of_dead(2, num_experts=4, top_k=2)
-    1.0
-    >>> chance_of_dead(4, num_experts=4, top_k=2)
-    0.25
-    """
-    return min(1.0, num_experts * max(0.0, 1 - top_k / num_experts) ** tokens)
 
 
 def _balance(windows: Windows) -> list[Finding]:
