@@ -74,11 +74,9 @@ class AlertRules:
         for name in _THRESHOLDS:
             _check(name, getattr(self, name), optional=True)
         _check("least_load", self.least_load)
-        for name in ("frozen_windows", "duration"):
-            value: Any = getattr(self, name)
-            if (value is None and name == "frozen_windows") or (type(value) is int and value >= 1):
-                continue
-            raise ValueError(f"found {name}={value!r}; it counts windows, 1 or more")
+        if self.frozen_windows is not None:
+            _check_windows("frozen_windows", self.frozen_windows)
+        _check_windows("duration", self.duration)
         _check("leave", self.leave)
         if self.leave > 1:
             raise ValueError(f"found leave={self.leave!r}; it lies in (0, 1]")
@@ -101,9 +99,16 @@ _THRESHOLDS = (
 def _check(name: str, value: Any, *, optional: bool = False) -> None:
     if value is None and optional:
         return
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value <= 0:
-        raise ValueError(f"found {name}={value!r}; a threshold is a positive number")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        number = float(value)
+        if math.isfinite(number) and number > 0:
+            return
+    raise ValueError(f"found {name}={value!r}; a threshold is a positive number")
+
+
+def _check_windows(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"found {name}={value!r}; it counts windows, 1 or more")
 
 
 def _names(phases: Any) -> tuple[str, ...]:
