@@ -1,28 +1,32 @@
 """Which modules of a model are its routers, and why each candidate was taken or left."""
 
 import functools
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
 
 from moetrace.readers.base import Reader
+from moetrace.readers.capacity import choices_by_name, is_limited, limit_of
 from moetrace.readers.lookup import MOST_ROWS, LookupReader, looked_up_experts
 from moetrace.readers.router_output import RouterReader
 from moetrace.readers.structure import (
     declared_routers,
+    expert_columns,
     expert_rows,
+    inner_experts,
     owned_experts,
     scoring_of,
-    user_name,
 )
+from moetrace.readers.wrapping import Core, class_of, cores, unwrapped, user_name
 
 __all__ = ["Found", "Site", "discover", "find_routers"]
 
 _TELLING_NAMES = ("router", "gate", "gating")
 _COUNT_ATTRIBUTES = ("num_experts", "n_routed_experts", "num_local_experts", "n_experts")
 _CHOICE_ATTRIBUTES = ("top_k", "num_experts_per_tok", "moe_top_k", "num_selected_experts")
+_OWN_CHOICE_ATTRIBUTES = (*_CHOICE_ATTRIBUTES, "topk", "top_n", "moe_topk", "k")
+_RANKS_ATTRIBUTES = ("ep_size", "world_size")
 
 # One reader for all routers that are read alike: a reader per layer would recompile every block.
 _router_reader = functools.lru_cache(maxsize=None)(RouterReader)
@@ -44,6 +48,7 @@ class Site:
         aliases: Further names under which the same module hangs in the model.
         taken: Whether ``attach`` traces it.
         reason: Why it was taken or left, in words.
+        limited: Whether it shows only what a capacity limit has left of its choice.
     """
 
     name: str
@@ -56,6 +61,7 @@ class Site:
     aliases: tuple[str, ...]
     taken: bool
     reason: str
+    limited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,31 +94,25 @@ def discover(model: nn.Module, *, readers: Iterable[Reader] | None = None) -> li
 def find_routers(model: nn.Module, readers: Sequence[Reader]) -> list[Found]:
     """The candidates of `discover`, with their modules and readers."""
     declared = declared_routers(model)
-    paths: dict[int, list[str]] = defaultdict(list)
-    modules: dict[int, nn.Module] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        modules.setdefault(id(module), module)
-        paths[id(module)].append(path)
     found: list[Found] = []
-    for key, module in modules.items():
-        block_path = paths[key][0].rpartition(".")[0]
-        block = model.get_submodule(block_path) if paths[key][0] else None
-        found += _consider(module, paths[key], block, readers, declared)
+    for core in cores(model):
+        found += _consider(core, readers, declared)
+    taken = [f"{item.site.path}." for item in found if item.site.taken]
+    # A part of a router that is read (its inner gate, the copies of an adapter) is no near miss.
+    found = [item for item in found if not any(item.site.path.startswith(path) for path in taken)]
     return _with_unique_names(found)
 
 
-def _consider(
-    module: nn.Module,
-    paths: Sequence[str],
-    block: nn.Module | None,
-    own: Sequence[Reader],
-    declared: dict[type, int],
-) -> Iterator[Found]:
+def _consider(core: Core, own: Sequence[Reader], declared: dict[type, int]) -> Iterator[Found]:
+    module, block = core.module, core.block
     rows = expert_rows(module)
-    experts = _experts_beside(module, block)
+    experts = _experts_beside(core, rows)
+    if experts and rows != experts and _stated(module, ("num_gates", *_COUNT_ATTRIBUTES)):
+        rows = experts if expert_columns(module) == experts else rows
     index = next((declared[base] for base in type(module).__mro__ if base in declared), None)
     reader = next((reader for reader in own if reader.matches(module)), None)
     num_experts = rows or experts or _stated(module, _COUNT_ATTRIBUTES)
+    telling = user_name(core.paths[0]).rpartition(".")[2].lower() in _TELLING_NAMES
     if reader is not None:
         reason = "a reader of yours matches it"
         if not num_experts:
@@ -128,19 +128,26 @@ def _consider(
     elif index is not None and not _holds_experts(module):
         reason = "the model declares its class as a source of router logits"
         reader, num_experts = _router(module, block, num_experts, index)
-    elif rows and rows == experts:
+    elif rows and rows == experts and not _holds_experts(module):
         reason = f"has a matrix of {rows} rows and stands beside {experts} experts"
         if type(module).forward is nn.Linear.forward:
             reason += ", but returns bare logits: the choice is made in the block around it"
         else:
             reader, num_experts = _router(module, block, rows, None)
-    elif rows and paths[0].rpartition(".")[2].lower() in _TELLING_NAMES:
+    elif rows and telling and _states_a_choice(module, rows):
+        reason = f"has a matrix of {rows} rows and says how many of {rows} experts it chooses"
+        reader, num_experts = _router(module, block, rows, None)
+    elif rows and telling:
         reason = (
             f"is called like a router and has a matrix of {rows} rows, but no experts beside it"
         )
     else:
         return
-    yield Found(_site(module, paths, block, reader, num_experts, reason), module, reader)
+    limited = reader is not None and is_limited(module)
+    if limited:
+        reason += "; it shows what a capacity limit has left, the rest is counted as dropped"
+    site = _site(core, reader, num_experts, reason, limited=limited)
+    yield Found(site, core.hooked, reader)
 
 
 def _router(
@@ -153,41 +160,57 @@ def _router(
     num_experts = classes if skips else num_experts
     if not num_experts:
         return None, 0
-    top_k = _choice(module, block)
-    return _router_reader(num_experts, top_k=top_k, logits_index=index, skips=skips), num_experts
+    reader = _router_reader(
+        num_experts,
+        top_k=_choice(module, block),
+        logits_index=index,
+        skips=skips,
+        limit=limit_of(module),
+    )
+    return reader, num_experts
 
 
 def _site(
-    module: nn.Module,
-    paths: Sequence[str],
-    block: nn.Module | None,
-    reader: Reader | None,
-    num_experts: int,
-    reason: str,
+    core: Core, reader: Reader | None, num_experts: int, reason: str, *, limited: bool
 ) -> Site:
-    names = [user_name(path) for path in paths]
-    blocks = [name.rpartition(".")[0] or name for name in names]
+    names = [user_name(path) for path in core.paths]
+    blocks = list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
     return Site(
         name=blocks[0],
-        path=paths[0],
-        router=type(module).__name__,
+        path=core.paths[0],
+        router=class_of(core.module).__name__,
         reader=type(reader).__name__ if reader else "",
         num_experts=num_experts,
-        top_k=_choice(module, block),
-        scoring=scoring_of(module),
+        top_k=_choice(core.module, core.block),
+        scoring=scoring_of(core.module),
         aliases=tuple(blocks[1:]),
         taken=reader is not None,
         reason=reason,
+        limited=limited,
     )
 
 
-def _experts_beside(module: nn.Module, block: nn.Module | None) -> int | None:
-    if block is None:
+def _experts_beside(core: Core, rows: int | None) -> int | None:
+    """Experts of a module beside this one, those of all ranks where they are spread over some."""
+    if core.block is None:
         return None
-    for sibling in block.children():
-        if sibling is not module and (count := owned_experts(sibling)):
-            return count
+    ranks = _stated(core.block, _RANKS_ATTRIBUTES)
+    for name, sibling in core.block.named_children():
+        sibling = unwrapped(sibling)
+        if sibling is core.module:
+            continue
+        named = "expert" in name.lower()
+        if count := owned_experts(sibling) or (inner_experts(sibling) if named else None):
+            return rows if ranks > 1 and rows == count * ranks else count
+        if named and rows and _stated(sibling, _COUNT_ATTRIBUTES) == rows:
+            return rows
     return None
+
+
+def _states_a_choice(module: nn.Module, rows: int) -> bool:
+    """Whether a module says itself that it chooses some of as many experts as it has rows."""
+    stated = _stated(module, _COUNT_ATTRIBUTES) == rows
+    return stated and 0 < _stated(module, _OWN_CHOICE_ATTRIBUTES) <= rows
 
 
 def _holds_experts(module: nn.Module) -> bool:
@@ -208,7 +231,7 @@ def _is_table_of_experts(module: nn.Module, block: nn.Module) -> bool:
 
 def _choice(module: nn.Module, block: nn.Module | None) -> int:
     """K as the router states it, or else its block; 0 where neither does."""
-    stated = _stated(module, _CHOICE_ATTRIBUTES)
+    stated = _stated(module, _OWN_CHOICE_ATTRIBUTES) or choices_by_name(module)
     return stated or (_stated(block, _CHOICE_ATTRIBUTES) if block is not None else 0)
 
 

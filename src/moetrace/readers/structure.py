@@ -10,10 +10,15 @@ from torch import nn
 
 from moetrace.layout import SCORINGS
 
-__all__ = ["declared_routers", "expert_rows", "owned_experts", "scoring_of", "user_name"]
+__all__ = [
+    "declared_routers",
+    "expert_columns",
+    "expert_rows",
+    "inner_experts",
+    "owned_experts",
+    "scoring_of",
+]
 
-_WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-_LEADING = ("module.", "base_model.model.")
 _SCORING_ATTRIBUTES = (
     "scoring_func",
     "score_func",
@@ -59,6 +64,20 @@ def expert_rows(module: nn.Module) -> int | None:
     return count if count >= 2 else None
 
 
+def expert_columns(module: nn.Module) -> int | None:
+    """Columns of the one matrix that the module holds itself, for gates that keep it transposed."""
+    own = [p for p in module.parameters(recurse=False) if p.dim() == 2]
+    return int(own[0].shape[1]) if len(own) == 1 else None
+
+
+def inner_experts(module: nn.Module) -> int | None:
+    """Number of experts in a list that a module holds under a name that says so."""
+    for name, child in module.named_children():
+        if "expert" in name.lower() and (count := owned_experts(child)):
+            return count
+    return None
+
+
 def owned_experts(module: nn.Module) -> int | None:
     """Number of experts that a module itself holds, or None where it holds none.
 
@@ -101,17 +120,6 @@ def scoring_of(router: nn.Module) -> str:
         return "sigmoid"
     local = " ".join(code.co_varnames).lower()
     return "probabilities" if "prob" in local and "logit" not in local else "softmax"
-
-
-def user_name(path: str) -> str:
-    """A dotted module path as the user knows it, without the wrappers of compile, FSDP and others.
-
-    >>> user_name("module.model.layers.0._orig_mod.mlp")
-    'model.layers.0.mlp'
-    """
-    for prefix in _LEADING:
-        path = path.removeprefix(prefix)
-    return ".".join(part for part in path.split(".") if part not in _WRAPPERS)
 
 
 def _code_of(function: Any) -> CodeType | None:
