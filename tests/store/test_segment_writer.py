@@ -5,6 +5,7 @@ import fcntl
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -372,15 +373,26 @@ class TestLifetime:
         )
 
     def test_a_folder_that_was_renamed_is_written_on(self, tmp_path: Path) -> None:
-        """A run folder that moves away while it is written keeps what is appended."""
+        """C8: a run folder that moves away while it is written keeps what is appended, and ends."""
         (tmp_path / "before").mkdir()
         segment = writer(tmp_path / "before")
         segment.append(window(0))
         (tmp_path / "before").rename(tmp_path / "after")
         segment.append(window(1))
-        assert plain(open_run(tmp_path / "after").snapshots()) == plain([window(0), window(1)])
-        with pytest.raises(FileNotFoundError):
-            segment.close()  # the sync of the folder by its name
+        segment.close()
+        run = open_run(tmp_path / "after")
+        assert (plain(run.snapshots()), run.finished) == (plain([window(0), window(1)]), True)
+
+    def test_a_folder_that_was_deleted_is_made_again(self, tmp_path: Path) -> None:
+        """C8: what was not synced when the folder went is there again after the next sync."""
+        root = tmp_path / "run"
+        segment = writer(root)
+        segment.append(window(0))
+        shutil.rmtree(root)
+        segment.append(window(1))
+        segment.close()
+        run = open_run(root)
+        assert (plain(run.snapshots()), run.finished) == (plain([window(0), window(1)]), True)
 
     def test_the_environment_is_not_recorded(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

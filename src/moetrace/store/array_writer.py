@@ -1,5 +1,6 @@
 """Writes array rows: one open file per group of layers, a fresh one when it is full."""
 
+import errno
 import os
 import zlib
 from collections.abc import Iterable, Sequence
@@ -32,6 +33,7 @@ class _OpenFile:
             files.pwrite_all(self.descriptor, header, 0)
         except BaseException:
             files.close(self.descriptor)
+            files.remove_file(os.path.join(folder, name))
             raise
 
 
@@ -42,13 +44,14 @@ class ArrayWriter:
     change of either starts another file. At most 8 are open at a time.
 
     Args:
-        folder: Path of the segment.
+        folder: Path of the segment, until it is renamed.
     """
 
     def __init__(self, folder: str) -> None:
-        self._folder = folder
+        self.folder = folder
         self._open: dict[tuple[tuple[str, ...], int, str], _OpenFile] = {}
         self._made: dict[int, int] = {}  # files made so far, by number of experts
+        self._failed_sync: OSError | None = None
 
     def put(self, stats: Sequence[RoutingStats]) -> Rows:
         """Write one row per tensor for a group of layers with the same number of experts.
@@ -78,7 +81,13 @@ class ArrayWriter:
             file.row = used.get(file.name, file.row)
 
     def sync(self) -> None:
-        """Bring the rows of all open files to the device."""
+        """Bring the rows of all files to the device.
+
+        Raises:
+            OSError: That failed, now or when a full file was left behind.
+        """
+        if self._failed_sync is not None:
+            raise self._failed_sync
         for file in self._open.values():
             files.sync(file.descriptor)
 
@@ -118,15 +127,25 @@ class ArrayWriter:
                 f"found {layers} layers of {experts} experts; dense rows hold at most "
                 f"{MAX_ENTRIES} entries, so store their reductions instead"
             )
-        shape = ArrayShape(row_count(layers * experts), layers, experts, counts)
         number = self._made.get(experts, 0)
         self._made[experts] = number + 1
-        group = list(self._made).index(experts)
-        return _OpenFile(self._folder, array_file(group, number), shape)
+        name = array_file(list(self._made).index(experts), number)
+        rows = row_count(layers * experts)
+        while True:
+            shape = ArrayShape(rows, layers, experts, counts)
+            try:
+                return _OpenFile(self.folder, name, shape)
+            except OSError as error:
+                if error.errno != errno.EFBIG or rows == 1:
+                    raise
+            rows //= 2  # the system limits the length of a file
 
     def _end(self, key: tuple[tuple[str, ...], int, str]) -> None:
         file = self._open.pop(key)
         try:
             files.sync(file.descriptor)
+        except OSError as error:
+            self._failed_sync = error
+            raise
         finally:
             files.close(file.descriptor)

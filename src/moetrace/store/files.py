@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 __all__ = [
     "close",
     "link",
+    "links",
     "list_names",
     "make_folder",
     "monotonic",
@@ -138,6 +139,11 @@ def pread(descriptor: int, count: int, offset: int) -> bytes:
 def size(descriptor: int) -> int:
     """Bytes of an open file."""
     return os.fstat(descriptor).st_size
+
+
+def links(descriptor: int) -> int:
+    """Names that an open file still has; 0 once it is deleted."""
+    return os.fstat(descriptor).st_nlink
 
 
 def truncate(descriptor: int, length: int) -> None:

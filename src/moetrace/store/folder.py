@@ -13,7 +13,15 @@ from moetrace.store.manifest import (
     replace_manifest,
     run_id_of_segments,
 )
-from moetrace.store.names import CLAIM, MANIFEST, SEGMENTS, TEMPORARY, SegmentName, claim
+from moetrace.store.names import (
+    CLAIM,
+    MANIFEST,
+    SEGMENTS,
+    TEMPORARY,
+    UNFINISHED,
+    SegmentName,
+    claim,
+)
 from moetrace.store.schema import FORMAT
 from moetrace.store.segment_writer import SegmentWriter
 
@@ -118,7 +126,8 @@ def _run_id(path: str) -> str:
     foreign = [name for name in names if name != SEGMENTS and not TEMPORARY.fullmatch(name)]
     if run_id is None and SEGMENTS in names:
         inside = files.list_names(os.path.join(path, SEGMENTS))
-        foreign += [name for name in inside if not CLAIM.fullmatch(name)]
+        ours = (CLAIM, UNFINISHED)
+        foreign += [name for name in inside if not any(kind.fullmatch(name) for kind in ours)]
     if run_id is None and foreign:
         raise RunFolderError(
             f"{path!r} is not empty and holds no run of moetrace (found {foreign[0]!r}); "

@@ -3,6 +3,7 @@
 ```
 run.json                          the manifest
 segments/00001-00003.claim        empty; whoever created it owns attempt 1 of rank 3
+segments/00001-00003-9f86d081.new/    a segment that nobody reads yet
 segments/00001-00003-9f86d081/    one segment: attempt 1, rank 3, and a nonce
     log.jsonl                     the line log
     g0-00000.safetensors          array rows of the first group of layers; g0-00001 when it is full
@@ -21,9 +22,11 @@ __all__ = [
     "RUN_ID",
     "SEGMENTS",
     "TEMPORARY",
+    "UNFINISHED",
     "SegmentName",
     "array_file",
     "claim",
+    "unfinished",
 ]
 
 MANIFEST = "run.json"
@@ -34,6 +37,7 @@ ARRAY_FILE = re.compile(r"g[0-9]{1,4}-[0-9]{5,7}\.safetensors", re.ASCII)
 CLAIM = re.compile(r"([0-9]{5,9})-([0-9]{5,9})\.claim", re.ASCII)
 TEMPORARY = re.compile(r"run\.json\.[0-9a-f]{16}", re.ASCII)
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+UNFINISHED = re.compile(r"[0-9]{5,9}-[0-9]{5,9}-[0-9a-f]{8}\.new", re.ASCII)
 _SEGMENT = re.compile(r"([0-9]{5,9})-([0-9]{5,9})-([0-9a-f]{8})", re.ASCII)
 
 
@@ -79,3 +83,12 @@ def array_file(group: int, number: int) -> str:
     'g0-00001.safetensors'
     """
     return f"g{group}-{number:05d}.safetensors"
+
+
+def unfinished(segment: str) -> str:
+    """Name of a segment's folder until it holds all that another one is void for.
+
+    >>> unfinished("00001-00003-9f86d081")
+    '00001-00003-9f86d081.new'
+    """
+    return f"{segment}.new"

@@ -3,10 +3,13 @@
 The line is the commit. `SegmentWriter.append` returns when the write of the line has returned: the
 snapshot then survives the death of the process, though not that of the machine before the next
 sync. After any failed write the segment is sealed and a fresh one takes what was not acknowledged;
-the header of the fresh one says how many lines of the sealed one count.
+the header of the fresh one says how many lines of the sealed one count. After a failed sync a fresh
+one also takes, again, what was acknowledged since the sync before, and appears only when it holds
+all of that.
 """
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,8 +17,9 @@ from typing import Any
 from moetrace.snapshot import Snapshot
 from moetrace.store import files
 from moetrace.store.array_writer import ArrayWriter
+from moetrace.store.arrays import TENSORS
 from moetrace.store.lines import plain, seal_line
-from moetrace.store.names import ARRAY_FILE, LOG, SEGMENTS, SegmentName
+from moetrace.store.names import ARRAY_FILE, LOG, SEGMENTS, SegmentName, unfinished
 from moetrace.store.records import columns, groups_of, parse_snapshot
 from moetrace.store.schema import FORMAT
 
@@ -28,6 +32,14 @@ HEADER_KEYS = frozenset(
 
 SYNC_SECONDS = 10.0
 """Longest time that acknowledged lines wait for their sync while the run goes on."""
+
+MAX_RETAINED = 64 << 20
+"""Bytes of acknowledged records that are kept until their sync; beyond it that comes early."""
+
+MOST_FAILED_SYNCS = 3
+"""Failed syncs in a row that are answered by writing again; a disk that never syncs is left be."""
+
+_RECORD_BYTES = 4096  # about what a record takes beside its vectors
 
 
 class SegmentWriter:
@@ -43,8 +55,9 @@ class SegmentWriter:
     Attributes:
         header: What the header says besides the store's own keys.
         name: Name of the open segment, or None while none is open.
-        durability: ``"synced"``, or ``"degraded"`` once a sync has failed: what was acknowledged
-            since the sync before may be lost with the machine, though not with the process.
+        durability: ``"synced"``, or ``"degraded"`` once a sync has failed. What had been
+            acknowledged since the sync before was then written again; where that failed too, it may
+            be lost with the machine.
 
     Raises:
         OSError: The first segment cannot be made.
@@ -65,14 +78,23 @@ class SegmentWriter:
         self.header = plain(header)
         self._process = files.process_id()
         self._voids: dict[str, int] = {}
+        self._at_risk: dict[str, int] = {}  # lines of sealed segments that a failed sync left safe
+        self._retained: list[tuple[Callable[[], None], int]] = []  # acknowledged, not yet synced
+        self._failed_syncs = 0
         self._closed = False
         self._snapshots = 0
         self._open()
 
+    @property
+    def unsynced(self) -> int:
+        """Acknowledged records that the death of the machine could still take."""
+        return len(self._retained)
+
     def append(self, snapshot: Snapshot) -> None:
         """Write a snapshot; returning means that it is acknowledged.
 
-        Cost: a pwrite per tensor and group of layers, and one write.
+        Cost: a pwrite per tensor and group of layers, and one write. The snapshot is kept until the
+        next sync, at most 64 MiB of them.
 
         Raises:
             OSError: It could not be written, in a fresh segment neither, and is not in the run.
@@ -85,7 +107,8 @@ class SegmentWriter:
         if found != own:
             raise ValueError(f"found a snapshot of (run, rank, attempt) {found}, this is {own}")
         record = columns(snapshot)
-        self._commit(lambda: self._put_snapshot(snapshot, record))
+        size = sum(getattr(stats, name).nbytes for stats in snapshot.routing for name in TENSORS)
+        self._commit(lambda: self._put_snapshot(snapshot, record), size)
         self._snapshots += 1
 
     def event(self, kind: str, fields: Mapping[str, Any]) -> None:
@@ -103,7 +126,7 @@ class SegmentWriter:
         if not kind:
             raise ValueError("found an event without a kind; say in a word what happened")
         record = {"kind": plain(kind), "wall_time": files.wall(), "fields": plain(fields)}
-        self._commit(lambda: self._put_line({"record": "event"}, record))
+        self._commit(lambda: self._put_line({"record": "event"}, record), 0)
 
     def close(self) -> None:
         """Write the end of the log, sync everything and close; again has no effect.
@@ -114,16 +137,23 @@ class SegmentWriter:
         if self._closed:
             return
         self._closed = True
-        if self.name is None or files.process_id() != self._process:
-            self._release()
-            return
         try:
-            self._put_line({"record": "end"}, {"snapshots": self._snapshots})
-            self._sync()
+            if files.process_id() == self._process and (self.name is not None or self._at_risk):
+                self._end()
         finally:
             self._release()
 
-    def _commit(self, put: Callable[[], None]) -> None:
+    def _end(self) -> None:
+        def put() -> None:
+            self._put_line({"record": "end"}, {"snapshots": self._snapshots})
+            self._sync()
+
+        try:
+            self._in_open_segment(put)
+        except OSError:
+            self._in_open_segment(put)
+
+    def _commit(self, put: Callable[[], None], size: int) -> None:
         if self._closed:
             raise ValueError("the segment is closed; open another one to write more")
         if files.process_id() != self._process:
@@ -133,8 +163,10 @@ class SegmentWriter:
         except OSError:
             self._in_open_segment(put)
         self._voids = {}
-        if files.monotonic() - self._synced_at >= SYNC_SECONDS:
-            self._sync_or_seal()
+        self._retained.append((put, size + _RECORD_BYTES))
+        due = files.monotonic() - self._synced_at >= SYNC_SECONDS
+        if due or sum(kept for _, kept in self._retained) > MAX_RETAINED:
+            self._sync_or_write_again()
 
     def _in_open_segment(self, put: Callable[[], None]) -> None:
         if self.name is None:
@@ -166,20 +198,37 @@ class SegmentWriter:
     def _open(self) -> None:
         name = SegmentName(self.attempt, self.rank, files.token(8))
         folder = os.path.join(self._root, SEGMENTS, str(name))
-        files.make_folder(folder, fresh=True)
+        # Until what is written again is all there, the sealed segment counts and this one does not.
+        made = unfinished(folder) if self._at_risk else folder
+        files.make_folder(made, fresh=True)
         try:
-            self._log = files.open_append(os.path.join(folder, LOG))
+            self._log = files.open_append(os.path.join(made, LOG))
         except BaseException:
-            _discard(folder)
+            _discard(made)
             raise
-        self.name, self._folder, self._lines = name, folder, 0
-        self._arrays = ArrayWriter(folder)
+        self.name, self._folder, self._lines, self._durable = name, made, 0, 0
+        self._arrays = ArrayWriter(made)
         self._synced_at, self._unsynced_parents = files.monotonic(), True
+        self._unsyncable: OSError | None = None
         try:
             self._put_line({"record": "header"}, self._own_header(name))
+            if self._at_risk:
+                self._write_again(folder)
         except BaseException:
-            self._seal()
+            with contextlib.suppress(OSError):
+                self._release()
+            # A header that failed and landed makes a valid segment without records.
+            _discard(made)
             raise
+
+    def _write_again(self, folder: str) -> None:
+        for put, _ in self._retained:
+            put()
+        files.replace(self._folder, folder)
+        self._folder = self._arrays.folder = folder
+        self._at_risk = {}
+        with contextlib.suppress(OSError):
+            self._sync()  # where this fails too, the next sync finds out and tries again
 
     def _own_header(self, name: SegmentName) -> dict[str, Any]:
         return {
@@ -190,37 +239,73 @@ class SegmentWriter:
             "pid": self._process,
             "nonce": name.nonce,
             "created": files.wall(),
-            "voids": self._voids,
+            "voids": {**self._voids, **self._at_risk},
             **self.header,
         }
 
     def _sync(self) -> None:
-        self._arrays.sync()
-        files.sync(self._log)
-        files.sync_folder(self._folder)
-        if self._unsynced_parents:
-            files.sync_folder(os.path.join(self._root, SEGMENTS))
-            files.sync_folder(self._root)
-            self._unsynced_parents = False
-        self._synced_at = files.monotonic()
+        # Linux marks the pages of a failed sync as clean: a second one would succeed and lie.
+        if self._unsyncable is not None:
+            raise self._unsyncable
+        try:
+            if not files.links(self._log):
+                raise FileNotFoundError(errno.ENOENT, "the segment was deleted", self._folder)
+            self._arrays.sync()
+            files.sync(self._log)
+            _sync_names(self._folder)
+            if self._unsynced_parents:
+                _sync_names(os.path.join(self._root, SEGMENTS))
+                _sync_names(self._root)
+        except OSError as error:
+            self._unsyncable = error
+            raise
+        self._unsynced_parents = False
+        self._synced_at, self._durable = files.monotonic(), self._lines
+        self._retained, self._failed_syncs = [], 0
 
-    def _sync_or_seal(self) -> None:
-        # Linux marks the pages of a failed sync as clean: a second one would succeed and lie
+    def _sync_or_write_again(self) -> None:
         try:
             self._sync()
         except OSError:
-            self.durability = "degraded"
-            self._seal()
+            self._synced_at = files.monotonic()
+            self._note_failed_sync()
+            if self._failed_syncs > MOST_FAILED_SYNCS:
+                return
+            self._seal_unsynced()
+            with contextlib.suppress(OSError):
+                self._open()  # otherwise the next append does
+
+    def _note_failed_sync(self) -> None:
+        self.durability = "degraded"
+        self._failed_syncs += 1
+        if self._failed_syncs > MOST_FAILED_SYNCS:
+            self._retained = []
 
     def _seal(self) -> None:
         # A failed write may have reached the disk all the same. The next header says how many lines
         # of this segment count, so that what is written again is not counted twice.
         assert self.name is not None
         name, lines, folder = self.name, self._lines, self._folder
+        try:
+            if lines > 1:
+                self._sync()
+        except OSError:
+            self._note_failed_sync()
+            if self._retained:
+                self._seal_unsynced()
+                return
         with contextlib.suppress(OSError):
             self._release()
         if lines > 1 or not _discard(folder):
             self._voids = {**self._voids, name.nonce: lines}
+
+    def _seal_unsynced(self) -> None:
+        # The pages may be dropped at any time: only what the last good sync covered still counts
+        # when the rest is written again.
+        assert self.name is not None
+        self._at_risk = {**self._at_risk, self.name.nonce: self._durable}
+        with contextlib.suppress(OSError):
+            self._release()
 
     def _release(self) -> None:
         if self.name is None:
@@ -230,6 +315,11 @@ class SegmentWriter:
             self._arrays.close()
         finally:
             files.close(self._log)
+
+
+def _sync_names(folder: str) -> None:
+    with contextlib.suppress(FileNotFoundError):  # moved away; its files are written on
+        files.sync_folder(folder)
 
 
 def _discard(folder: str) -> bool:
