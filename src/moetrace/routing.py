@@ -16,7 +16,8 @@ class Routing(NamedTuple):
     A named tuple, since it is built inside a traced hook: dynamo folds it away. Leading dimensions
     may be anything that flattens to T; the operator flattens them.
 
-    Either the ids or the map say which experts were chosen.
+    Either the ids or the map say which experts were chosen. Where both are given the ids do, and
+    the map is what a capacity limit has left of them: the rest is counted as dropped.
 
     Attributes:
         topk_expert_ids_TK: Chosen experts, any integer dtype, shape ``(..., K)``.

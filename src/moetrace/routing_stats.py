@@ -28,13 +28,14 @@ class RoutingStats:
             ``"none"`` where the router shows no logits; then every sum of reals but
             ``gate_weight_sum`` is 0 and means nothing.
         tokens_per_expert: Assignments per expert, shape ``(E,)``, before dropping where the router
-            shows them. They add up to ``tokens * top_k - out_of_range - dropped``.
+            shows them; then they add up to ``tokens * top_k - out_of_range``, and otherwise to
+            ``dropped`` less.
         prob_sum: Sum over tokens of the router's probability, shape ``(E,)``, fixed point.
         gate_weight_sum: Sum of the mixing weights each expert got, shape ``(E,)``, fixed point.
         tokens: Routed tokens, padding excluded.
         calls: Forwards of the router.
         masked: Padding tokens, left out of every other number.
-        dropped: Assignments that a capacity limit left out of what the router shows.
+        dropped: Assignments that went to no expert, by a capacity limit or by chance.
         nonfinite: Tokens with NaN or infinite logits: counted in ``tokens`` and
             ``tokens_per_expert``, left out of the sums of reals.
         out_of_range: Assignments to an expert id outside ``[0, E)``.

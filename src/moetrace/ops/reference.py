@@ -24,6 +24,7 @@ FLOOR = -200.0
 
 _REALS = SCALARS[SCALARS.index("entropy_sum") :]
 _NONFINITE = SCALARS.index("nonfinite")
+_DROPPED = SCALARS.index("dropped")
 _LIMIT = LIMITS["lse_sum"]
 
 
@@ -54,6 +55,8 @@ def routing_delta(
         scalars = torch.add(constants.call, constants.padding, alpha=T)
         scalars += (constants.token - constants.padding) * mask_T.sum()
     counts, gates = choice.counted(real_T1)
+    if choice.left_TE is not None:
+        scalars[_DROPPED] = choice.dropped(choice.left_TE, real_T1)
     if routing.logits_TE is None:
         scalars[_NONFINITE] = 0
         return torch.cat((counts, torch.zeros_like(gates), gates, scalars))
@@ -69,7 +72,10 @@ class _Choice:
         self._num_experts = num_experts
         self._weights = routing.topk_weights_TK
         self._map = routing.routing_map_TE
+        self.left_TE: Tensor | None = None
         if routing.topk_expert_ids_TK is not None:
+            # Beside ids a map does not choose: it is what a capacity limit has left of the choice.
+            self.left_TE, self._map = None if self._map is None else _rows(self._map), None
             ids_TK = _rows(routing.topk_expert_ids_TK).long()
             # An id outside [0, E) goes to the overflow bin E before any indexed operation sees it
             # (on CUDA it would kill the context), and is expert 0 where a score is looked up.
@@ -101,6 +107,11 @@ class _Choice:
             fixed = _fixed_gates(_rows(self._weights)).reshape(-1)
             gates.scatter_add_(0, self._bins, fixed if real_T1 is None else fixed.mul_(ones))
         return counts, gates[: self._num_experts]
+
+    def dropped(self, left_TE: Tensor, real_T1: Tensor | None) -> Tensor:
+        """Choices of an expert that the map beside them shows as 0, a scalar."""
+        dropped_TK = left_TE.gather(1, self._safe_ids_TK) == 0
+        return (dropped_TK if real_T1 is None else dropped_TK & real_T1).sum()
 
     def _counted_map(self, real_T1: Tensor | None) -> tuple[Tensor, Tensor]:
         assert self._map is not None
