@@ -7,7 +7,9 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 
+from moetrace.alerts import Alert
 from moetrace.sinks.base import Sink
 from moetrace.snapshot import Snapshot, merge
 
@@ -35,7 +37,9 @@ class SinkFeed:
         self.first_error: Exception | None = None
         self.broken = False
         self._sink = sink
-        self._queue: deque[Snapshot] = deque()
+        alert = getattr(sink, "alert", None)
+        self._alert: Callable[[Alert], object] | None = alert if callable(alert) else None
+        self._queue: deque[tuple[Snapshot, tuple[Alert, ...]]] = deque()
         self._wake = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(
@@ -43,14 +47,19 @@ class SinkFeed:
         )
         self._thread.start()
 
-    def offer(self, snapshot: Snapshot) -> None:
-        """Queue a snapshot. Never blocks on the sink."""
+    @property
+    def takes_alerts(self) -> bool:
+        """Whether the sink wants to be told of alerts, and still can be."""
+        return self._alert is not None and not self.broken
+
+    def offer(self, snapshot: Snapshot, alerts: Sequence[Alert] = ()) -> None:
+        """Queue a snapshot and what was judged on it. Never blocks on the sink."""
         if self.broken:
             return
         with self._wake:
             if len(self._queue) >= _LONGEST_QUEUE:
                 self._shorten()
-            self._queue.append(snapshot)
+            self._queue.append((snapshot, tuple(alerts)))
             self._wake.notify()
 
     def drain(self, deadline: float) -> bool:
@@ -73,21 +82,24 @@ class SinkFeed:
         # the next window of the same phase need not be the next one in the queue.
         oldest: dict[str, int] = {}
         for index in range(1, len(self._queue)):
-            first = oldest.setdefault(self._queue[index].phase, index)
+            snapshot, alerts = self._queue[index]
+            first = oldest.setdefault(snapshot.phase, index)
             if first != index:
-                self._queue[first] = merge([self._queue[first], self._queue[index]])
+                earlier, said = self._queue[first]
+                self._queue[first] = merge([earlier, snapshot]), _newest((*said, *alerts))
                 del self._queue[index]
                 return
 
     def _run(self) -> None:
         failures = 0
-        while (snapshot := self._next()) is not None:
+        while (item := self._next()) is not None:
             try:
-                self._sink.write(snapshot)
+                self._sink.write(item[0])
                 failures = 0
             except BaseException as error:  # SystemExit of a sink ends its write, not our thread
                 failures += 1
                 self._note(error, "write")
+            self._tell(item[1])
             with self._wake:
                 self._queue.popleft()
                 self.broken = failures >= _MOST_FAILURES
@@ -105,7 +117,16 @@ class SinkFeed:
         except BaseException as error:
             self._note(error, "close")
 
-    def _next(self) -> Snapshot | None:
+    def _tell(self, alerts: Sequence[Alert]) -> None:
+        if self._alert is None:
+            return
+        for alert in alerts:
+            try:
+                self._alert(alert)
+            except BaseException as error:
+                self._note(error, "alert")
+
+    def _next(self) -> tuple[Snapshot, tuple[Alert, ...]] | None:
         with self._wake:
             while not self._queue and not self._closing:
                 self._wake.wait(1.0)
@@ -121,3 +142,8 @@ class SinkFeed:
                 act,
                 error,
             )
+
+
+def _newest(alerts: Sequence[Alert]) -> tuple[Alert, ...]:
+    """The last alert of each condition: that bounds the memory of a sink that hangs."""
+    return tuple({(a.kind, a.phase, a.layer): a for a in alerts}.values())

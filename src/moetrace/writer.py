@@ -16,9 +16,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from moetrace.alerts import Alert, AlertJudge
 from moetrace.feed import SinkFeed
 from moetrace.host_copy import HostCopy
 from moetrace.layout import SCALARS, AccumulatorLayout
+from moetrace.printable import printable
 from moetrace.readers import Site
 from moetrace.routing_stats import RoutingStats
 from moetrace.sinks.base import Sink
@@ -29,6 +31,7 @@ __all__ = ["ClosedWindow", "Log", "Writer"]
 _log = logging.getLogger("moetrace")
 
 _LONGEST_QUEUE = 32
+_MOST_ALERT_LINES = 5
 
 
 class Log(Protocol):
@@ -36,6 +39,10 @@ class Log(Protocol):
 
     def append(self, snapshot: Snapshot) -> None:
         """Write it; returning means that it is acknowledged."""
+        ...
+
+    def event(self, kind: str, fields: Mapping[str, Any]) -> None:
+        """Write something that happened."""
         ...
 
     def close(self) -> None:
@@ -73,6 +80,7 @@ class Writer:
         identity: ``run_id``, ``rank`` and ``attempt`` of every snapshot.
         log: The segment of the run folder, or None to keep nothing on disk.
         sinks: Each gets a thread and a queue of its own.
+        alerts: Judges every snapshot that is in the log; None judges none.
     """
 
     def __init__(
@@ -82,6 +90,7 @@ class Writer:
         identity: Mapping[str, Any],
         log: Log | None,
         sinks: Sequence[Sink],
+        alerts: AlertJudge | None = None,
     ) -> None:
         self.latest: Snapshot | None = None
         self.log_error: Exception | None = None
@@ -90,6 +99,7 @@ class Writer:
         self._recorded = tuple(recorded)
         self._identity = dict(identity)
         self._segment = log
+        self._judge = alerts
         self._seq = 0
         self._queue: deque[ClosedWindow] = deque()
         self._unwritten: dict[str, Snapshot] = {}
@@ -183,8 +193,33 @@ class Writer:
                 return
         self._seq += 1
         self.latest = snapshot
+        alerts = self._judged(snapshot)
         for feed in self.feeds:
-            feed.offer(snapshot)
+            feed.offer(snapshot, alerts)
+
+    def _judged(self, snapshot: Snapshot) -> tuple[Alert, ...]:
+        """What is to be said about this window; a fault here costs alerts and nothing else."""
+        if self._judge is None:
+            return ()
+        try:
+            alerts = self._judge.judge(snapshot)
+        except Exception as error:
+            self._judge = None
+            _log.warning("alerts are off from here on: judging a window failed: %r", error)
+            return ()
+        if not any(feed.takes_alerts for feed in self.feeds):
+            for alert in alerts[:_MOST_ALERT_LINES]:
+                _log.warning("%s", printable(alert.line))
+            if len(alerts) > _MOST_ALERT_LINES:
+                more = len(alerts) - _MOST_ALERT_LINES
+                _log.warning("and %d more alerts at step %d", more, snapshot.last_step)
+        if self._segment is not None:
+            try:
+                for alert in alerts:
+                    self._segment.event("alert", alert.to_event())
+            except Exception as error:
+                self._say_unwritten(error)
+        return alerts
 
     def _finish(self) -> None:
         for snapshot in list(self._unwritten.values()):
@@ -236,7 +271,9 @@ def _stats(site: Site, sums: NDArray[np.int64]) -> RoutingStats:
     out_of_range = int(sums[layout.out_of_range])
     scalars = {name: int(sums[layout.scalar(name)]) for name in SCALARS}
     tokens = scalars["tokens"]
-    top_k, dropped = _choices(int(counts.sum()) + out_of_range, tokens, site.top_k)
+    top_k, dropped = _choices(
+        int(counts.sum()) + out_of_range, tokens, site.top_k, limited=site.limited
+    )
     scalars["dropped"] += dropped
     # With logits every scored token adds at least 1/E; a sum of 0 means that there are none.
     unscored = tokens > scalars["nonfinite"] and scalars["confidence_sum"] == 0
@@ -253,15 +290,20 @@ def _stats(site: Site, sums: NDArray[np.int64]) -> RoutingStats:
     )
 
 
-def _choices(assignments: int, tokens: int, stated: int) -> tuple[int, int]:
+def _choices(assignments: int, tokens: int, stated: int, *, limited: bool) -> tuple[int, int]:
     """K, and the assignments that a capacity limit left out of a router's map.
 
     Every token of a list of ids has K of them, so that the data say K, whatever the router states.
-    A map may have rows with fewer: then K is the stated one, or the least that holds them all.
+    A map may have rows with fewer: then K is the stated one, or the least that holds them all. Of
+    a router whose map is limited the stated K holds, as long as it can.
 
-    >>> _choices(20, 10, 0), _choices(19, 10, 2), _choices(0, 0, 2)
-    ((2, 0), (2, 1), (2, 0))
+    >>> _choices(20, 10, 0, limited=False), _choices(19, 10, 2, limited=False)
+    ((2, 0), (2, 1))
+    >>> _choices(10, 10, 2, limited=True), _choices(0, 0, 2, limited=False)
+    ((2, 10), (2, 0))
     """
+    if limited and stated and 0 < assignments <= tokens * stated:
+        return stated, tokens * stated - assignments
     if not tokens or not assignments:
         return stated, 0
     if assignments % tokens == 0:

@@ -72,18 +72,24 @@ class Alert:
         return f"\u26a0\ufe0f  MoE Alert over at step {self.step}: {self.message} {since}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The alert as plain numbers and strings; `from_dict` reads it back."""
+        """The alert as plain numbers and strings."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
+    def to_event(self) -> dict[str, Any]:
+        """The fields of its event in a run folder: an event of kind ``"alert"`` names it there."""
+        record = self.to_dict()
+        return {"alert": record.pop("kind"), **record}
+
     @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> Self:
-        """The alert that `to_dict` wrote; keys that are no fields are left out.
+    def from_event(cls, event: Mapping[str, Any]) -> Self:
+        """The alert of an event that `to_event` wrote; what an event holds beside it is left out.
 
         Raises:
-            ValueError: A field is missing.
+            ValueError: It is no alert's event.
         """
-        names = {item.name for item in fields(cls)}
+        names = {item.name for item in fields(cls)} - {"kind"}
         try:
-            return cls(**{name: value for name, value in record.items() if name in names})
-        except TypeError as error:
-            raise ValueError(f"not an alert: {error}") from error
+            known = {name: value for name, value in event.items() if name in names}
+            return cls(kind=event["alert"], **known)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not the event of an alert: {error}") from error

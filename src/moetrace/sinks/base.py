@@ -3,9 +3,10 @@
 
 from typing import Protocol
 
+from moetrace.alerts import Alert
 from moetrace.snapshot import Snapshot
 
-__all__ = ["Sink"]
+__all__ = ["AlertSink", "Sink"]
 
 
 class Sink(Protocol):
@@ -15,7 +16,7 @@ class Sink(Protocol):
     called from one thread that belongs to this sink alone, never from the training thread, so a
     sink may be slow. A tracker's "current run" is usually bound to the thread that started it:
     keep the run itself, not the module. What a sink raises is logged once and stays away from
-    training, run folder and other sinks.
+    training, run folder and other sinks. A sink that also has ``alert(alert)`` is an `AlertSink`.
 
     >>> class Steps:
     ...     def __init__(self) -> None:
@@ -42,4 +43,15 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Write what is still held and let go of everything. Called once, after the last write."""
+        ...
+
+
+class AlertSink(Sink, Protocol):
+    """A sink that is told what begins to go wrong, and when it is over."""
+
+    def alert(self, alert: Alert, /) -> None:
+        """Take one alert. It comes after the snapshot that it was judged on.
+
+        A sink that falls behind gets the newest alert of each condition.
+        """
         ...
