@@ -230,6 +230,7 @@ fault: none
                 "tokens",
                 "ranks",
                 "attempts",
+                "coverage",
                 "finished",
                 "faults",
                 "every",

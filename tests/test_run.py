@@ -186,7 +186,7 @@ class TestRanks:
     def test_ranks_that_left_nothing_are_told(self, tmp_path: Path) -> None:
         """A sum over 2 of 4 ranks says that it is one."""
         for rank in (0, 3):
-            write(tmp_path, [window(0, rank=rank)], world_size=4)
+            write(tmp_path, [window(0, {"a": (rank, 1)}, rank=rank)], world_size=4)
         assert open_run(tmp_path).faults == ("2 of 4 ranks have left no segment",)
 
 
@@ -325,6 +325,7 @@ class TestSummary:
             "tokens": {"train": 8, "eval": 5},
             "ranks": [0],
             "attempts": [0],
+            "coverage": {"ranks": 1, "world_size": 1, "missing": [], "stopped": {}},
             "finished": True,
             "faults": [],
         }

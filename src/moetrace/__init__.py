@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from moetrace.run import Run, open_run
     from moetrace.sinks.base import Sink
     from moetrace.snapshot import Snapshot
+    from moetrace.topology import Topology
     from moetrace.tracer import Tracer
 
 _HOMES = {
@@ -40,6 +41,7 @@ _HOMES = {
     "Sink": "moetrace.sinks.base",
     "Site": "moetrace.readers",
     "Snapshot": "moetrace.snapshot",
+    "Topology": "moetrace.topology",
     "Tracer": "moetrace.tracer",
     "attach": "moetrace.attachment",
     "discover": "moetrace.readers",
@@ -62,6 +64,7 @@ __all__ = [
     "Sink",
     "Site",
     "Snapshot",
+    "Topology",
     "Tracer",
     "attach",
     "discover",

@@ -19,11 +19,12 @@ from moetrace.errors import AlreadyAttached, NoRouterFound
 from moetrace.layout import SCORINGS, AccumulatorLayout
 from moetrace.ops import TracerState, register
 from moetrace.probes import MaskProbe, RoutingProbe, drop_stale_code, takes_a_mask
-from moetrace.rank import own_rank, world_size
+from moetrace.rank import launch, own_rank, world_size
 from moetrace.readers import Reader, Site, find_routers
 from moetrace.recording import Recording, device_of
 from moetrace.sinks.base import Sink
 from moetrace.store import RunFolder
+from moetrace.topology import Mesh, Topology, topology_of
 from moetrace.tracer import Tracer
 from moetrace.writer import Writer
 
@@ -41,6 +42,7 @@ def attach(
     sinks: Iterable[Sink] = (),
     readers: Iterable[Reader] | None = None,
     layers: str | Iterable[str] | None = None,
+    topology: Topology | Mesh | None = None,
     strict: bool = False,
 ) -> Tracer:
     """Count what every router of ``model`` does, from now on.
@@ -58,6 +60,9 @@ def attach(
         readers: Your own readers, tried before the built-in ones.
         layers: Glob or globs over site names: only those are recorded. All are hooked all the same,
             since compiled layers share their code.
+        topology: Where this process stands among those of the run: a `Topology`, or a
+            ``DeviceMesh`` with named dimensions. A reader then adds no two ranks that route the
+            same tokens, and a pipeline stage (``"pp"``) may hold no router.
         strict: Raise at the next step end what would only be logged; for tests and CI.
 
     Returns:
@@ -73,9 +78,10 @@ def attach(
     and none at their end, one device-to-host copy per window.
     """
     _check_arguments(model, every, sample, sinks := tuple(sinks))
+    place = topology_of(topology)
     found = find_routers(model, tuple(readers or ()))
     taken = [(item.site, item.module, item.reader) for item in found if item.reader is not None]
-    if not taken:
+    if not taken and not (place is not None and place.staged):
         raise NoRouterFound(_no_router(model, [item.site for item in found]))
     sites = [site for site, _, _ in taken]
     modules = [module for _, module, _ in taken]
@@ -85,7 +91,7 @@ def attach(
     rank = own_rank()
     segment = None
     if folder is not None:
-        segment = folder.open_segment(rank=rank, header=_header(model, sites, every))
+        segment = folder.open_segment(rank=rank, header=_header(model, sites, every, place))
     identity = {
         "run_id": uuid.uuid4().hex[:12] if folder is None else folder.run_id,
         "rank": rank,
@@ -134,7 +140,7 @@ def _check_arguments(model: Any, every: Any, sample: Any, sinks: Sequence[Any]) 
 
 
 def _recorded(sites: Sequence[Site], layers: str | Iterable[str] | None) -> list[int]:
-    if layers is None:
+    if layers is None or not sites:
         return list(range(len(sites)))
     globs = [layers] if isinstance(layers, str) else list(layers)
     chosen = [
@@ -200,11 +206,15 @@ def _mask_owners(model: nn.Module, routers: Sequence[nn.Module]) -> list[nn.Modu
     ]
 
 
-def _header(model: nn.Module, sites: Sequence[Site], every: int) -> dict[str, Any]:
+def _header(
+    model: nn.Module, sites: Sequence[Site], every: int, place: Topology | None
+) -> dict[str, Any]:
     return {
         "model": type(model).__name__,
         "every": every,
         "world_size": world_size(),
+        "launch": launch(),
+        **({} if place is None else {"topology": place.to_record()}),
         "sites": [
             {
                 "name": site.name,

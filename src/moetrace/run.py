@@ -5,6 +5,7 @@ what was written since. Array rows are read when they are asked for.
 """
 
 import importlib
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -69,7 +70,10 @@ class Run:
         experts: E of each layer.
         phases: Phases with snapshots, ``"train"`` first.
         ranks: Ranks with a segment.
-        attempts: Attempts with a segment.
+        attempts: Lives of the run with a segment. A rank numbers its own attempts; where a rank
+            was not there from the beginning, these are the numbers of the others.
+        coverage: How much of the newest life is there: ``ranks`` of ``world_size``, ranks
+            ``missing``, and ``stopped``, the last step of each rank that is behind.
         finished: Whether every rank has closed its last segment.
     """
 
@@ -85,7 +89,8 @@ class Run:
         phases = {entry.phase for entry in index.entries}
         self.phases = tuple(sorted(phases, key=lambda phase: (phase != "train", phase)))
         self.ranks = tuple(sorted({segment.name.rank for segment in index.segments}))
-        self.attempts = tuple(sorted({segment.name.attempt for segment in index.segments}))
+        self.attempts = tuple(sorted({life.number for life in index.ranks.lives.values()}))
+        self.coverage = dict(index.coverage)
         self.finished = index.finished
 
     @property
@@ -101,7 +106,9 @@ class Run:
         A window that a later attempt wrote again is left out. With all ranks, counts of the same
         steps are added over ranks, and layers that only some ranks hold are put side by side;
         where one rank closed its windows at other steps, over the smallest span that fits all.
-        ``health["ranks"]`` then says which ranks are in a window.
+        Of ranks that are declared to route the same tokens one is taken. ``health["ranks"]`` then
+        says which ranks are in a window, and ``health["coverage"]``, such as ``"7 of 8"``, that
+        some have nothing in it.
 
         Args:
             phase: The phase.
@@ -109,7 +116,8 @@ class Run:
             superseded: Keep what a later attempt wrote again, per attempt.
         """
         groups = self._groups(phase, rank=rank, superseded=superseded)
-        return [window for group in groups if (window := self._merged(group)) is not None]
+        merged = (self._merged(group, alone=rank is not None) for group in groups)
+        return [window for window in merged if window is not None]
 
     def counts(self, *, phase: str = "train") -> NDArray[np.int64]:
         """Assignments per window, layer and expert, shape ``(windows, layers, experts)``.
@@ -144,22 +152,19 @@ class Run:
         return np.array([_span(group) for group in self._groups(phase)], np.int64).reshape(-1, 2)
 
     def events(self) -> list[dict[str, Any]]:
-        """What happened, in the order of wall time: ``kind``, ``wall_time``, ``rank``, ``attempt``.
+        """What happened: ``kind``, ``wall_time``, ``rank``, ``attempt``, and the event's fields.
 
-        The fields that an event was written with stand beside these.
+        In the order of wall time; those of one process stay in their order, whatever its clock did.
         """
-        found = [
-            {
-                **event["fields"],
-                "kind": event["kind"],
-                "wall_time": event["wall_time"],
-                "rank": item.name.rank,
-                "attempt": item.name.attempt,
-            }
-            for item in self._index.segments
-            for event in item.events
-        ]
-        return sorted(found, key=lambda event: float(event["wall_time"]))
+        found: list[tuple[float, dict[str, Any]]] = []
+        for item in self._index.segments:
+            reached = -math.inf
+            for event in item.events:
+                reached = max(reached, float(event["wall_time"]))
+                known = {"kind": event["kind"], "wall_time": event["wall_time"]}
+                owner = {"rank": item.name.rank, "attempt": item.name.attempt}
+                found.append((reached, {**event["fields"], **known, **owner}))
+        return [event for _, event in sorted(found, key=lambda pair: pair[0])]
 
     def summary(self) -> dict[str, Any]:
         """The run in plain numbers, strings, lists and dicts.
@@ -180,6 +185,7 @@ class Run:
             "tokens": {phase: _tokens(found) for phase, found in groups.items()},
             "ranks": list(self.ranks),
             "attempts": list(self.attempts),
+            "coverage": {**self.coverage, "stopped": _named(self.coverage["stopped"])},
             "finished": self.finished,
             "faults": list(self.faults),
         }
@@ -210,16 +216,30 @@ class Run:
             for entry in entries
             if entry.phase == phase and rank in (None, entry.segment.rank)
         ]
-        if not superseded:
-            return aligned(chosen)
-        return [
-            group
-            for attempt in self.attempts
-            for group in aligned(entry for entry in chosen if entry.segment.attempt == attempt)
-        ]
+        groups = aligned(chosen)
+        if superseded:
+            lives = self._index.ranks.lives
+            by_life: dict[int, list[Entry]] = {}
+            for entry in chosen:
+                life = lives[entry.segment.attempt, entry.segment.rank]
+                by_life.setdefault(life.number, []).append(entry)
+            groups = [group for life in sorted(by_life) for group in aligned(by_life[life])]
+        if rank is None:
+            groups = [self._index.ranks.distinct(group) for group in groups]
+        return groups
 
-    def _merged(self, group: Sequence[Entry]) -> Snapshot | None:
-        found = [part for entry in group if (part := self._read(entry)) is not None]
+    def _merged(self, group: Sequence[Entry], *, alone: bool = False) -> Snapshot | None:
+        parts = [(entry, part) for entry in group if (part := self._read(entry)) is not None]
+        merged = self._added([part for _, part in parts])
+        if merged is None or alone:
+            return merged
+        there, of = self._index.ranks.covered(entry for entry, _ in parts)
+        if there < of:
+            health = {**merged.health, "coverage": f"{there} of {of}"}
+            merged = replace(merged, health=health)
+        return merged
+
+    def _added(self, found: list[Snapshot]) -> Snapshot | None:
         if len(found) < 2:
             return found[0] if found else None
         # merge() takes what does not add from the last one: the lowest rank's newest window
@@ -292,6 +312,10 @@ class Run:
 
 def _span(entries: Sequence[Entry]) -> list[int]:
     return [min(e.first_step for e in entries), max(e.last_step for e in entries)]
+
+
+def _named(stopped: Mapping[int, int]) -> dict[str, int]:
+    return {str(rank): step for rank, step in stopped.items()}
 
 
 def _tokens(groups: Sequence[Sequence[Entry]]) -> int:

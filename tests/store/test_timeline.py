@@ -2,7 +2,7 @@
 
 from moetrace.store.names import SegmentName
 from moetrace.store.segment_reader import Entry
-from moetrace.store.timeline import aligned, without_superseded
+from moetrace.store.timeline import aligned, lives, without_superseded
 
 
 def entry(
@@ -19,6 +19,8 @@ def entry(
         seq=seq,
         first_step=first,
         last_step=last,
+        wall_time=0.0,
+        digest=0,
         layers=(),
         experts=(),
         tokens=(),
@@ -27,8 +29,9 @@ def entry(
 
 def left(entries: list[Entry], **world_sizes: int) -> list[tuple[int, int, int, int]]:
     """Rank, attempt and steps of what is not superseded; ``a1r0=2`` is a world of two ranks."""
-    worlds = {(int(name[1]), int(name[3])): size for name, size in world_sizes.items()}
-    kept = without_superseded(entries, world_sizes=worlds)
+    owners = {(entry.segment.attempt, entry.segment.rank): (0, "") for entry in entries}
+    worlds = {(int(name[1]), int(name[3])): (size, "") for name, size in world_sizes.items()}
+    kept = without_superseded(entries, lives=lives(owners | worlds))
     return [(e.segment.rank, e.segment.attempt, e.first_step, e.last_step) for e in kept]
 
 

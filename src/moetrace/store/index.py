@@ -3,14 +3,16 @@
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from moetrace.store.manifest import read_manifest
+from moetrace.store.names import SegmentName
+from moetrace.store.ranks import Ranks, two_writers
 from moetrace.store.schema import is_text
 from moetrace.store.segment_reader import Entry, Segment, scan_segment, segment_names
 from moetrace.store.segment_writer import HEADER_KEYS
-from moetrace.store.timeline import without_superseded
+from moetrace.store.timeline import aligned, without_superseded
 
 __all__ = ["RunIndex", "index_run"]
 
@@ -26,7 +28,9 @@ class RunIndex:
         manifest: Header of the lowest rank's last attempt, with the sites of all ranks.
         segments: Segments of this run.
         entries: Snapshots that count, superseded ones included.
-        current: Those that no later attempt has written again.
+        current: Those that no later life of the run has written again.
+        ranks: What the ranks are to each other.
+        coverage: How many ranks of how many are there, and which stopped.
         experts: E by layer, the layers in the model's order.
         finished: Whether every rank has closed its last segment.
         faults: What could not be read, in words.
@@ -37,6 +41,8 @@ class RunIndex:
     segments: tuple[Segment, ...]
     entries: tuple[Entry, ...]
     current: tuple[Entry, ...]
+    ranks: Ranks
+    coverage: Mapping[str, Any]
     experts: Mapping[str, int]
     finished: bool
     faults: tuple[str, ...]
@@ -56,7 +62,7 @@ def index_run(root: str) -> RunIndex:
     if not owners:
         raise ValueError(faults[0] if faults else "it has no segment yet")
     run_id = _elected(root, owners)
-    segments = [segment for segment in scanned if _owner(segment) == run_id]
+    segments = _without_voids([segment for segment in scanned if _owner(segment) == run_id])
     others = sum(owners.values()) - len(segments)
     if others:
         faults.append(f"{others} segments of other runs than {run_id} were not read")
@@ -66,17 +72,22 @@ def index_run(root: str) -> RunIndex:
         if segment.header is not None
     }
     entries = _counting(segments)
-    world_sizes = {owner: size for owner in headers if (size := _world_size(headers[owner]))}
+    ranks = Ranks.of(segments)
+    current = without_superseded(entries, lives=ranks.lives)
+    trained = aligned(entry for entry in current if entry.phase == "train")
+    faults += [*ranks.faults(trained), *two_writers(segments)]
     manifest = _manifest(root, headers)
     return RunIndex(
         run_id=run_id,
         manifest=manifest,
         segments=tuple(segments),
         entries=tuple(entries),
-        current=tuple(without_superseded(entries, world_sizes=world_sizes)),
+        current=tuple(current),
+        ranks=ranks,
+        coverage=ranks.coverage(trained),
         experts=_experts(entries, manifest),
         finished=_finished(segments),
-        faults=(*faults, *_absent_ranks(segments, world_sizes)),
+        faults=tuple(faults),
     )
 
 
@@ -94,17 +105,50 @@ def _elected(root: str, owners: Counter[str]) -> str:
 
 
 def _counting(segments: Sequence[Segment]) -> list[Entry]:
-    """Entries without what a later segment of the same process wrote again."""
-    voids: dict[str, int] = {}
+    """All entries; of snapshots of one process with the same number the widest.
+
+    There are such only where the header is damaged that made one of them void.
+    """
+    entries = [entry for segment in segments for entry in segment.entries]
+    if all(segment.header is not None for segment in segments):
+        return entries
+    widest: dict[tuple[int, int, int], Entry] = {}
+    for entry in entries:
+        known = widest.setdefault(_number(entry), entry)
+        if known.segment != entry.segment and _steps(entry) > _steps(known):
+            widest[_number(entry)] = entry
+    return [entry for entry in entries if widest[_number(entry)].segment == entry.segment]
+
+
+def _without_voids(segments: Sequence[Segment]) -> list[Segment]:
+    """Segments without the lines that a later segment of the same process wrote again."""
+    voids: dict[SegmentName, int] = {}
     for segment in segments:
         for nonce, lines in (segment.header or {}).get("voids", {}).items():
-            voids[nonce] = min(lines, voids.get(nonce, lines))
+            sealed = replace(segment.name, nonce=nonce)
+            voids[sealed] = min(lines, voids.get(sealed, lines))
     return [
-        entry
+        _cut(segment, voids[segment.name]) if segment.name in voids else segment
         for segment in segments
-        for entry in segment.entries
-        if entry.line < voids.get(segment.name.nonce, entry.line + 1)
     ]
+
+
+def _cut(segment: Segment, lines: int) -> Segment:
+    kept = [index for index, line in enumerate(segment.event_lines) if line < lines]
+    return replace(
+        segment,
+        entries=tuple(entry for entry in segment.entries if entry.line < lines),
+        events=tuple(segment.events[index] for index in kept),
+        event_lines=tuple(segment.event_lines[index] for index in kept),
+    )
+
+
+def _number(entry: Entry) -> tuple[int, int, int]:
+    return entry.segment.attempt, entry.segment.rank, entry.seq
+
+
+def _steps(entry: Entry) -> int:
+    return entry.last_step - entry.first_step
 
 
 def _manifest(root: str, headers: Headers) -> dict[str, Any]:
@@ -152,20 +196,3 @@ def _finished(segments: Sequence[Segment]) -> bool:
         last[segment.name.rank] = max(segment.name.attempt, last.get(segment.name.rank, 0))
     ended = {(segment.name.rank, segment.name.attempt) for segment in segments if segment.ended}
     return all(owner in ended for owner in last.items())
-
-
-def _world_size(header: Mapping[str, Any]) -> int:
-    size = header.get("world_size")
-    return size if type(size) is int and size > 0 else 0
-
-
-def _absent_ranks(
-    segments: Sequence[Segment], world_sizes: Mapping[tuple[int, int], int]
-) -> list[str]:
-    """That the last attempt of a rank had more ranks than have left a segment."""
-    ranks = {segment.name.rank for segment in segments}
-    if not world_sizes:
-        return []
-    size = world_sizes[max(world_sizes)]
-    absent = size - sum(rank < size for rank in ranks)
-    return [f"{absent} of {size} ranks have left no segment"] if absent else []

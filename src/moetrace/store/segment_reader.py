@@ -49,6 +49,8 @@ class Entry:
         seq: Its position among the snapshots of its process.
         first_step: First step of its window.
         last_step: Last step of its window.
+        wall_time: Unix time at which it closed, seconds.
+        digest: Checksum of its array rows: equal for equal counts and sums per expert.
         layers: Names of its layers.
         experts: Experts per layer.
         tokens: Tokens routed per layer.
@@ -63,6 +65,8 @@ class Entry:
     seq: int
     first_step: int
     last_step: int
+    wall_time: float
+    digest: int
     layers: tuple[str, ...]
     experts: tuple[int, ...]
     tokens: tuple[int, ...]
@@ -309,6 +313,8 @@ class _Scan:
             seq=snapshot.scalars["seq"],
             first_step=snapshot.scalars["first_step"],
             last_step=snapshot.scalars["last_step"],
+            wall_time=snapshot.scalars["wall_time"],
+            digest=hash(tuple(rows.crcs for rows, _ in snapshot.groups)),
             layers=self._layers.setdefault(snapshot.layers, snapshot.layers),
             experts=tuple(snapshot.columns["num_experts"]),
             tokens=tuple(snapshot.columns["tokens"]),
