@@ -101,6 +101,20 @@ class Accumulators:
         window = self._windows.get(phase, {})
         return [PackedWindow(self._groups[key].routers, sums) for key, sums in window.items()]
 
+    def open(self) -> list[Tensor]:
+        """Everything that no closed window holds, per router, all phases and bins together.
+
+        Recomputations are left out: their first passes are in.
+        """
+        totals = [
+            tensor[Bin.FIRST] + tensor[Bin.NO_GRAD] + tensor[Bin.OTHER] for tensor in self.tensors
+        ]
+        for window in self._windows.values():
+            for key, sums in window.items():
+                for index, part in self._groups[key].split(sums).items():
+                    totals[index] = totals[index] + part
+        return totals
+
     def close(self, phase: str) -> None:
         """Let go of the window of ``phase``; the next one starts from zero."""
         self._windows.pop(phase, None)

@@ -6,10 +6,13 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -177,6 +180,54 @@ class Recording:
             self._hand_over(deadline)
         self.writer.close(deadline)
 
+    def foreign(self) -> bool:
+        """Whether this process is a forked child of the one that attached."""
+        return os.getpid() != self._owner
+
+    def settle(self, deadline: float) -> None:
+        """Wait until every window that is closed is written, at most until ``deadline``."""
+        if self._asleep():
+            return
+        with self._lock:
+            self._hand_over(deadline)
+        self.writer.drain(deadline)
+
+    def open_sums(self) -> list[NDArray[np.int64]]:
+        """What each router has counted and no closed window holds, all phases together.
+
+        Reads the device: for a diagnosis, never for a step.
+        """
+        with self._lock:
+            return [sums.cpu().numpy() for sums in self._accumulators.open()]
+
+    @contextmanager
+    def paused(self) -> Iterator[Callable[[], Tensor | None]]:
+        """Count nothing inside; the padding mask that was there is there again afterwards.
+
+        Yields:
+            What returns the mask of the forward that runs.
+        """
+        state = self._state
+        before = state.paused, state.mask_T
+        state.paused = True
+        if not state.given_mask:
+            state.mask_T = None  # the next mask gets a tensor of its own, and leaves this one be
+        try:
+            yield lambda: state.mask_T
+        finally:
+            state.paused, state.mask_T = before
+
+    def told(self) -> dict[str, Any]:
+        """The tracer's own state, as snapshots carry it in ``health``."""
+        health: dict[str, Any] = {} if self._sample == 1 else {"sample": self._sample}
+        if self._coalesced:
+            health["coalesced_windows"] = self._coalesced
+        if self._state.misfits:
+            health["masks_not_applied"] = self._state.misfits
+        if self._state.errors:
+            health["errors"] = sum(self._state.errors.values())
+        return health
+
     def say(self, text: str) -> None:
         """Warn once."""
         if text not in self._said:
@@ -246,20 +297,15 @@ class Recording:
             self.writer.submit(self._under_way.popleft())
 
     def _health(self) -> dict[str, Any]:
-        health: dict[str, Any] = {} if self._sample == 1 else {"sample": self._sample}
-        if self._coalesced:
-            health["coalesced_windows"] = self._coalesced
         if self._state.misfits:
-            health["masks_not_applied"] = self._state.misfits
             self.say(
                 "a padding mask did not fit the tokens that a router saw and was not applied, so "
                 "padding is counted there; give the right one with tracer.tokens(mask=...)"
             )
         if self._state.errors:
-            health["errors"] = sum(self._state.errors.values())
             worst = self._state.errors.most_common(1)[0][0]
             self.say(f"a router could not be counted: {worst}; training is not affected")
-        return health
+        return self.told()
 
     def _follow_the_model(self) -> None:
         self._state.misplaced = False

@@ -26,11 +26,12 @@ from moetrace.routing_stats import RoutingStats
 from moetrace.sinks.base import Sink
 from moetrace.snapshot import Snapshot, merge
 
-__all__ = ["ClosedWindow", "Log", "Writer"]
+__all__ = ["ClosedWindow", "Log", "Writer", "stats_of"]
 
 _log = logging.getLogger("moetrace")
 
 _LONGEST_QUEUE = 32
+_MOST_PHASES = 8  # whose newest snapshot is kept: a user may name one phase a step
 _MOST_ALERT_LINES = 5
 
 
@@ -74,6 +75,8 @@ class ClosedWindow:
 class Writer:
     """One thread between the training and everything slow.
 
+    ``newest`` holds the last snapshot of each of the last eight phases, for a diagnosis.
+
     Args:
         sites: The routers, in the order of the accumulators.
         recorded: Positions of the routers that snapshots show (``layers=`` of attach).
@@ -93,6 +96,7 @@ class Writer:
         alerts: AlertJudge | None = None,
     ) -> None:
         self.latest: Snapshot | None = None
+        self.newest: dict[str, Snapshot] = {}
         self.log_error: Exception | None = None
         self.feeds = [SinkFeed(sink) for sink in sinks]
         self._sites = tuple(sites)
@@ -162,7 +166,7 @@ class Writer:
             start = 0
             for index in routers:
                 width = AccumulatorLayout(self._sites[index].num_experts).width
-                stats[index] = _stats(self._sites[index], sums[start : start + width])
+                stats[index] = stats_of(self._sites[index], sums[start : start + width])
                 start += width
         snapshot = Snapshot(
             **self._identity,
@@ -221,6 +225,12 @@ class Writer:
                 self._say_unwritten(error)
         return alerts
 
+    def _keep_newest(self, snapshot: Snapshot) -> None:
+        # A dict of its own each time, since a diagnosis reads it on another thread.
+        others = {name: kept for name, kept in self.newest.items() if name != snapshot.phase}
+        newest = [*others.items(), (snapshot.phase, snapshot)]
+        self.newest = dict(newest[-_MOST_PHASES:])
+
     def _finish(self) -> None:
         for snapshot in list(self._unwritten.values()):
             self._record(self._unwritten.pop(snapshot.phase))
@@ -265,7 +275,8 @@ class Writer:
             _log.error("a window could not be made into a snapshot: %r", error)
 
 
-def _stats(site: Site, sums: NDArray[np.int64]) -> RoutingStats:
+def stats_of(site: Site, sums: NDArray[np.int64]) -> RoutingStats:
+    """The record of one router, from its row of sums, shape ``(W,)``."""
     layout = AccumulatorLayout(site.num_experts)
     counts = sums[: layout.num_experts]
     out_of_range = int(sums[layout.out_of_range])
