@@ -104,7 +104,7 @@ def attach(
         [device_of(module) or torch.device("cpu") for module in modules],
     )
     probes = [
-        RoutingProbe(accumulator, reader, SCORINGS.index(site.scoring), state)
+        RoutingProbe(accumulator, reader, SCORINGS.index(site.scoring), state, site.kind)
         for (site, _, reader), accumulator in zip(taken, accumulators.tensors, strict=True)
     ]
     handles = _hook(model, modules, probes, state)

@@ -248,7 +248,13 @@ class Writer:
         if self._checked_silence or phase != "train":
             return
         self._checked_silence = True
-        silent = [self._sites[index].name for index in stats if stats[index].calls == 0]
+        came = any(stats[index].calls for index in stats if self._sites[index].kind is not None)
+        silent = [
+            self._sites[index].name
+            for index in stats
+            # Tokens of one kind may not have come at all.
+            if stats[index].calls == 0 and (self._sites[index].kind is None or not came)
+        ]
         if silent:
             _log.warning(
                 "%d of %d routers counted nothing in the first window (%s%s): their forward did "

@@ -53,6 +53,8 @@ class TracerState:
         skipping: True in a step that sampling leaves out; evaluation and named phases count still.
         named: True while a phase that the user named is open.
         mask_T: Real tokens of the running forward, bool ``(T,)``, or None.
+        mask_by_kind_T: The same for a model whose kinds of tokens have routers of their own: those
+            of the first kind come first.
         given_mask: Whether the user gave that mask, which then outranks the model's own.
         saw_no_grad, saw_other, saw_first: Whether a bin was written since it was last emptied.
         misplaced: Whether an accumulator stood on another device than its router's output.
@@ -67,6 +69,7 @@ class TracerState:
         self.skipping = False
         self.named = False
         self.mask_T: Tensor | None = None
+        self.mask_by_kind_T: Tensor | None = None
         self.given_mask = False
         self.saw_first = False
         self.saw_no_grad = False

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from moetrace.ops import TracerState
 from moetrace.probes.frames import never_a_frame
+from moetrace.readers import KINDS_ARGUMENT
 
 __all__ = ["MaskProbe", "takes_a_mask"]
 
@@ -57,12 +58,24 @@ class MaskProbe:
         argument = _mask_argument(module)
         assert argument is not None, "a mask probe on a module that takes no mask"
         self.argument = argument
-        self.position = list(inspect.signature(type(module).forward).parameters)[1:].index(argument)
+        names = list(inspect.signature(type(module).forward).parameters)[1:]
+        self.position = names.index(argument)
+        self.kinds_position = names.index(KINDS_ARGUMENT) if KINDS_ARGUMENT in names else -1
         self.state = state
         self.inner = inner
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Cost: one small copy per forward of the model; returns None on every path."""
+        if self.kinds_position < 0:
+            self._take_mask(args, kwargs)
+            return
+        kinds = kwargs.get(KINDS_ARGUMENT)
+        if kinds is None and len(args) > self.kinds_position:
+            kinds = args[self.kinds_position]
+        self._take_mask(args, kwargs)
+        self.state.mask_by_kind_T = _by_kind(self.state.mask_T, kinds)
+
+    def _take_mask(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if self.state.given_mask:
             return
         mask = kwargs.get(self.argument)
@@ -92,6 +105,16 @@ class MaskProbe:
 
 
 never_a_frame(MaskProbe.__call__)
+
+
+def _by_kind(real_T: Tensor | None, kinds: Any) -> Tensor | None:
+    """The mask with the tokens of kind 0 before the others, each in their order."""
+    if real_T is None or not isinstance(kinds, Tensor) or kinds.numel() != real_T.numel():
+        return real_T
+    try:
+        return real_T[(kinds.detach().reshape(-1) != 0).argsort(stable=True)]
+    except Exception:
+        return None
 
 
 def _real_tokens(mask: Tensor, length: int | None) -> Tensor:

@@ -33,15 +33,22 @@ class RoutingProbe:
         reader: Reads the routing; shared by the routers that it matches.
         scoring: Position in `moetrace.layout.SCORINGS`.
         state: Shared by all hooks of the tracer.
+        kind: The kind of token, 0 or 1, that alone comes to this router; None where all do.
     """
 
     def __init__(
-        self, accumulator: Tensor, reader: Reader, scoring: int, state: TracerState
+        self,
+        accumulator: Tensor,
+        reader: Reader,
+        scoring: int,
+        state: TracerState,
+        kind: int | None = None,
     ) -> None:
         self.accumulator = accumulator
         self.reader = reader
         self.scoring = scoring
         self.state = state
+        self.kind = kind
         self.handle = state.handle
 
     def __call__(
@@ -69,12 +76,20 @@ class RoutingProbe:
             routing.topk_expert_ids_TK,
             _detached(routing.topk_weights_TK),
             _detached(routing.routing_map_TE),
-            self.state.mask_T,
+            self.state.mask_T if self.kind is None else self._mask_of_kind(routing),
             torch.is_grad_enabled(),
             module.training,
             self.scoring,
             self.handle,
         )
+
+    def _mask_of_kind(self, routing: Routing) -> Tensor | None:
+        """The real ones of this kind's tokens: the first or the last of the mask by kind."""
+        mask_T, choice = self.state.mask_by_kind_T, routing.topk_expert_ids_TK
+        if mask_T is None or choice is None:
+            return mask_T
+        tokens = choice.numel() // choice.shape[-1]
+        return mask_T[:tokens] if self.kind == 0 else mask_T[mask_T.shape[0] - tokens :]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
         return _silent()

@@ -3,9 +3,11 @@
 from moetrace.readers.base import Reader
 from moetrace.readers.discovery import Found, Site, discover, find_routers
 from moetrace.readers.lookup import LookupReader
+from moetrace.readers.modality import KINDS_ARGUMENT
 from moetrace.readers.router_output import RouterReader
 
 __all__ = [
+    "KINDS_ARGUMENT",
     "Found",
     "LookupReader",
     "Reader",

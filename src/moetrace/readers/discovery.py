@@ -9,6 +9,7 @@ from torch import nn
 from moetrace.readers.base import Reader
 from moetrace.readers.capacity import choices_by_name, is_limited, limit_of
 from moetrace.readers.lookup import MOST_ROWS, LookupReader, looked_up_experts
+from moetrace.readers.modality import kind_of
 from moetrace.readers.router_output import RouterReader
 from moetrace.readers.structure import (
     declared_routers,
@@ -49,6 +50,8 @@ class Site:
         taken: Whether ``attach`` traces it.
         reason: Why it was taken or left, in words.
         limited: Whether it shows only what a capacity limit has left of its choice.
+        kind: The kind of token, 0 for text or 1 for images, that alone comes to it; None where all
+            tokens do.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Site:
     taken: bool
     reason: str
     limited: bool = False
+    kind: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,10 @@ def find_routers(model: nn.Module, readers: Sequence[Reader]) -> list[Found]:
     taken = [f"{item.site.path}." for item in found if item.site.taken]
     # A part of a router that is read (its inner gate, the copies of an adapter) is no near miss.
     found = [item for item in found if not any(item.site.path.startswith(path) for path in taken)]
+    found = [
+        replace(item, site=replace(item.site, kind=kind_of(model, item.site.path)))
+        for item in found
+    ]
     return _with_unique_names(found)
 
 
