@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from moetrace.alerts import Alert
 from moetrace.snapshot import Snapshot
 
 __all__ = ["CallableSink"]
@@ -14,9 +15,10 @@ class CallableSink:
 
     Args:
         function: Takes the snapshot; what it returns is ignored.
+        alert: Takes each alert; without it the sink takes none.
 
     Raises:
-        TypeError: ``function`` cannot be called.
+        TypeError: A function cannot be called.
 
     >>> steps = []
     >>> sink = CallableSink(lambda snapshot: steps.append(snapshot.last_step))
@@ -25,12 +27,21 @@ class CallableSink:
     [10]
     """
 
-    def __init__(self, function: Callable[[Snapshot], object], /) -> None:
-        if not callable(function):
-            raise TypeError(
-                f"found {type(function).__name__}; CallableSink takes a function of one snapshot"
-            )
+    def __init__(
+        self,
+        function: Callable[[Snapshot], object],
+        /,
+        *,
+        alert: Callable[[Alert], object] | None = None,
+    ) -> None:
+        for given in (function, alert):
+            if given is not None and not callable(given):
+                raise TypeError(
+                    f"found {type(given).__name__}; CallableSink takes a function of one snapshot"
+                )
         self._function = function
+        if alert is not None:  # else there is no such attribute, and alerts go where they are seen
+            self.alert = alert
 
     def write(self, snapshot: Snapshot, /) -> None:
         """Call the function with it."""

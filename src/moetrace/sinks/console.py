@@ -3,6 +3,7 @@
 import sys
 from typing import TextIO
 
+from moetrace.alerts import Alert
 from moetrace.metrics import spread
 from moetrace.printable import printable, span_text
 from moetrace.snapshot import Snapshot
@@ -22,15 +23,22 @@ class ConsoleSink:
 
     def write(self, snapshot: Snapshot, /) -> None:
         """Print `window_line` of it."""
-        stream = self._stream or sys.stdout
-        encoding = getattr(stream, "encoding", None) or "utf-8"
-        line = window_line(snapshot).encode(encoding, "backslashreplace").decode(encoding)
-        # One call: another thread's print must not come between the line and its end.
-        stream.write(f"{line}\n")
-        stream.flush()
+        self._print(window_line(snapshot))
+
+    def alert(self, alert: Alert, /) -> None:
+        """Print its line: one where it starts, one where it is over."""
+        self._print(printable(alert.line, longest=1000))
 
     def close(self) -> None:
         """Do nothing: the stream belongs to whoever opened it, and every line is flushed."""
+
+    def _print(self, text: str) -> None:
+        stream = self._stream or sys.stdout
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        line = text.encode(encoding, "backslashreplace").decode(encoding)
+        # One call: another thread's print must not come between the line and its end.
+        stream.write(f"{line}\n")
+        stream.flush()
 
 
 def window_line(snapshot: Snapshot) -> str:

@@ -1,5 +1,6 @@
 """Snapshots kept in a list."""
 
+from moetrace.alerts import Alert
 from moetrace.snapshot import Snapshot
 
 __all__ = ["MemorySink"]
@@ -14,6 +15,7 @@ class MemorySink:
 
     Attributes:
         snapshots: In the order in which their windows closed. They stay after `close`.
+        alerts: In the order in which they were said.
 
     >>> sink = MemorySink()
     >>> sink.write(Snapshot("run", 0, 0, 0, "train", 1, 10, 0.0, ()))
@@ -23,10 +25,15 @@ class MemorySink:
 
     def __init__(self) -> None:
         self.snapshots: list[Snapshot] = []
+        self.alerts: list[Alert] = []
 
     def write(self, snapshot: Snapshot, /) -> None:
         """Keep it."""
         self.snapshots.append(snapshot)
+
+    def alert(self, alert: Alert, /) -> None:
+        """Keep it."""
+        self.alerts.append(alert)
 
     def close(self) -> None:
         """Do nothing: the snapshots stay."""
