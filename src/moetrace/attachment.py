@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from moetrace.accumulator import Accumulators
+from moetrace.alerts import AlertJudge, AlertRules
 from moetrace.errors import AlreadyAttached, NoRouterFound
 from moetrace.layout import SCORINGS, AccumulatorLayout
 from moetrace.ops import TracerState, register
@@ -22,7 +23,7 @@ from moetrace.probes import MaskProbe, RoutingProbe, drop_stale_code, takes_a_ma
 from moetrace.rank import launch, own_rank, world_size
 from moetrace.readers import Reader, Site, find_routers
 from moetrace.recording import Recording, device_of
-from moetrace.sinks.base import Sink
+from moetrace.sinks.recognised import recognised
 from moetrace.store import RunFolder
 from moetrace.topology import Mesh, Topology, topology_of
 from moetrace.tracer import Tracer
@@ -31,6 +32,7 @@ from moetrace.writer import Writer
 __all__ = ["attach"]
 
 _MOST_NEAR_MISSES = 8
+_DEFAULT_RULES = AlertRules()
 
 
 def attach(
@@ -39,10 +41,11 @@ def attach(
     *,
     every: int = 100,
     sample: int = 1,
-    sinks: Iterable[Sink] = (),
+    sinks: Iterable[object] = (),
     readers: Iterable[Reader] | None = None,
     layers: str | Iterable[str] | None = None,
     topology: Topology | Mesh | None = None,
+    alerts: AlertRules | None = _DEFAULT_RULES,
     strict: bool = False,
 ) -> Tracer:
     """Count what every router of ``model`` does, from now on.
@@ -56,13 +59,16 @@ def attach(
         every: Optimizer steps per window, at least 1. One snapshot is written per window.
         sample: Count only the first of every so many steps; what is left out costs an early return.
             Evaluation and named phases are counted all the same.
-        sinks: Where else snapshots go: objects with ``write(snapshot)`` and ``close()``.
+        sinks: Where else snapshots go: objects with ``write(snapshot)`` and ``close()``, or loggers
+            such as the ``wandb`` module or a ``SummaryWriter``, see `moetrace.sinks.recognised`.
         readers: Your own readers, tried before the built-in ones.
         layers: Glob or globs over site names: only those are recorded. All are hooked all the same,
             since compiled layers share their code.
         topology: Where this process stands among those of the run: a `Topology`, or a
             ``DeviceMesh`` with named dimensions. A reader then adds no two ranks that route the
             same tokens, and a pipeline stage (``"pp"``) may hold no router.
+        alerts: What is worth an alert; None for none. An alert goes into the run folder and to each
+            sink that has ``alert(alert)``; where no sink has it, it is a warning in the log.
         strict: Raise at the next step end what would only be logged; for tests and CI.
 
     Returns:
@@ -77,7 +83,8 @@ def attach(
     Cost: per forward of a router see `moetrace.ops.count`; no host synchronisation between windows
     and none at their end, one device-to-host copy per window.
     """
-    _check_arguments(model, every, sample, sinks := tuple(sinks))
+    _check_arguments(model, every, sample, alerts)
+    taken_sinks = [recognised(sink) for sink in sinks]
     place = topology_of(topology)
     found = find_routers(model, tuple(readers or ()))
     taken = [(item.site, item.module, item.reader) for item in found if item.reader is not None]
@@ -112,7 +119,14 @@ def attach(
     recording = Recording(
         state,
         accumulators,
-        Writer(sites, recorded, identity, segment, sinks),
+        Writer(
+            sites,
+            recorded,
+            identity,
+            segment,
+            taken_sinks,
+            None if alerts is None else AlertJudge(alerts),
+        ),
         every,
         sample,
         probes,
@@ -123,20 +137,17 @@ def attach(
     return Tracer(recording, [sites[index] for index in recorded], path, strict=strict)
 
 
-def _check_arguments(model: Any, every: Any, sample: Any, sinks: Sequence[Any]) -> None:
+def _check_arguments(model: Any, every: Any, sample: Any, alerts: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"found {type(model).__name__} as model; attach takes a torch.nn.Module")
     if not isinstance(every, int) or isinstance(every, bool) or every < 1:
         raise ValueError(f"found every={every!r}; a window needs at least 1 optimizer step")
     if not isinstance(sample, int) or isinstance(sample, bool) or sample < 1:
         raise ValueError(f"found sample={sample!r}; 1 counts every step, N one of every N")
-    for sink in sinks:
-        if not callable(getattr(sink, "write", None)) or not callable(getattr(sink, "close", None)):
-            hint = "wrap the function in CallableSink" if callable(sink) else "give it both"
-            raise TypeError(
-                f"found {type(sink).__name__} as a sink; a sink has write(snapshot) and close(): "
-                f"{hint}"
-            )
+    if not isinstance(alerts, AlertRules | None):
+        raise TypeError(
+            f"found {type(alerts).__name__} as alerts; give moetrace.AlertRules(...), or None"
+        )
 
 
 def _recorded(sites: Sequence[Site], layers: str | Iterable[str] | None) -> list[int]:
