@@ -21,7 +21,9 @@ from moetrace.layout import SCORINGS, AccumulatorLayout
 from moetrace.ops import TracerState, register
 from moetrace.probes import MaskProbe, RoutingProbe, drop_stale_code, takes_a_mask
 from moetrace.rank import launch, own_rank, world_size
+from moetrace.probes.gate import GateProbe
 from moetrace.readers import Reader, Site, find_routers
+from moetrace.readers.wrapping import unwrapped
 from moetrace.recording import Recording, device_of
 from moetrace.sinks.recognised import recognised
 from moetrace.store import RunFolder
@@ -111,10 +113,14 @@ def attach(
         [device_of(module) or torch.device("cpu") for module in modules],
     )
     probes = [
-        RoutingProbe(accumulator, reader, SCORINGS.index(site.scoring), state, site.kind)
+        RoutingProbe(accumulator, reader, SCORINGS.index(site.scoring), state, site.kind, gated=bool(site.gate))
         for (site, _, reader), accumulator in zip(taken, accumulators.tensors, strict=True)
     ]
     handles = _hook(model, modules, probes, state)
+    for site, module in zip(sites, modules, strict=True):
+        if site.gate:
+            gate = unwrapped(module).get_submodule(site.gate)
+            handles.append(gate.register_forward_hook(GateProbe(state)))
     drop_stale_code()
     recording = Recording(
         state,

@@ -55,6 +55,7 @@ class TracerState:
         mask_T: Real tokens of the running forward, bool ``(T,)``, or None.
         mask_by_kind_T: The same for a model whose kinds of tokens have routers of their own: those
             of the first kind come first.
+        gate_logits_TE: What the gate inside a router has just returned, until the router returns.
         given_mask: Whether the user gave that mask, which then outranks the model's own.
         saw_no_grad, saw_other, saw_first: Whether a bin was written since it was last emptied.
         misplaced: Whether an accumulator stood on another device than its router's output.
@@ -70,6 +71,7 @@ class TracerState:
         self.named = False
         self.mask_T: Tensor | None = None
         self.mask_by_kind_T: Tensor | None = None
+        self.gate_logits_TE: Tensor | None = None
         self.given_mask = False
         self.saw_first = False
         self.saw_no_grad = False

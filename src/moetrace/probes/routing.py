@@ -34,6 +34,7 @@ class RoutingProbe:
         scoring: Position in `moetrace.layout.SCORINGS`.
         state: Shared by all hooks of the tracer.
         kind: The kind of token, 0 or 1, that alone comes to this router; None where all do.
+        gated: Whether a `GateProbe` is on the gate inside this router.
     """
 
     def __init__(
@@ -43,12 +44,14 @@ class RoutingProbe:
         scoring: int,
         state: TracerState,
         kind: int | None = None,
+        gated: bool = False,
     ) -> None:
         self.accumulator = accumulator
         self.reader = reader
         self.scoring = scoring
         self.state = state
         self.kind = kind
+        self.gated = gated
         self.handle = state.handle
 
     def __call__(
@@ -61,6 +64,8 @@ class RoutingProbe:
             routing = self.reader.read(module, args, kwargs, output)
         except Exception:
             return  # shows as a site that never fired; a user's reader must not end the training
+        if self.gated and routing is not None:
+            routing = self._with_logits(routing)
         if routing is None:
             return
         # A dispatch mode (selective checkpointing, FakeTensor) has to see one operator and nothing
@@ -82,6 +87,16 @@ class RoutingProbe:
             self.scoring,
             self.handle,
         )
+
+    def _with_logits(self, routing: Routing) -> Routing:
+        """The routing with the logits of the gate inside, where it came without."""
+        logits_TE, self.state.gate_logits_TE = self.state.gate_logits_TE, None
+        choice = routing.topk_expert_ids_TK
+        choice = routing.routing_map_TE if choice is None else choice
+        if routing.logits_TE is not None or logits_TE is None or choice is None:
+            return routing
+        tokens, gate_tokens = choice.shape[:-1].numel(), logits_TE.shape[:-1].numel()
+        return routing._replace(logits_TE=logits_TE) if tokens == gate_tokens else routing
 
     def _mask_of_kind(self, routing: Routing) -> Tensor | None:
         """The real ones of this kind's tokens: the first or the last of the mask by kind."""

@@ -16,6 +16,7 @@ from moetrace.readers.structure import (
     expert_columns,
     expert_rows,
     inner_experts,
+    inner_gate,
     owned_experts,
     scoring_of,
 )
@@ -52,6 +53,8 @@ class Site:
         limited: Whether it shows only what a capacity limit has left of its choice.
         kind: The kind of token, 0 for text or 1 for images, that alone comes to it; None where all
             tokens do.
+        gate: Name of the gate inside the router, whose logits are taken where the router returns
+            none; empty where there is no such gate.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Site:
     reason: str
     limited: bool = False
     kind: int | None = None
+    gate: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +159,8 @@ def _consider(core: Core, own: Sequence[Reader], declared: dict[type, int]) -> I
     if limited:
         reason += "; it shows what a capacity limit has left, the rest is counted as dropped"
     site = _site(core, reader, num_experts, reason, limited=limited)
+    if reader is not None and index is None:
+        site = replace(site, gate=inner_gate(module, num_experts))
     yield Found(site, core.hooked, reader)
 
 

@@ -13,7 +13,7 @@ from moetrace.readers.wrapping import unwrapped
 __all__ = ["KINDS_ARGUMENT", "kind_of"]
 
 KINDS_ARGUMENT = "moe_mm_token_type_ids"
-"""What a forward is called with that tells the kinds apart: 0 for text, shape ``(batch, length)``."""
+"""What a forward gets that tells the kinds apart: 0 for text, shape ``(batch, length)``."""
 
 
 def kind_of(model: nn.Module, path: str) -> int | None:

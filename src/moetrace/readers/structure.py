@@ -9,12 +9,14 @@ from typing import Any
 from torch import nn
 
 from moetrace.layout import SCORINGS
+from moetrace.readers.wrapping import unwrapped
 
 __all__ = [
     "declared_routers",
     "expert_columns",
     "expert_rows",
     "inner_experts",
+    "inner_gate",
     "owned_experts",
     "scoring_of",
 ]
@@ -76,6 +78,21 @@ def inner_experts(module: nn.Module) -> int | None:
         if "expert" in name.lower() and (count := owned_experts(child)):
             return count
     return None
+
+
+def inner_gate(router: nn.Module, num_experts: int) -> str:
+    """Name of the one child of a router that computes the logits of E experts; empty without.
+
+    A plain ``nn.Linear`` with a row per expert, or what a wrapper has made of it.
+    """
+    gates = [
+        name
+        for name, child in router.named_children()
+        if isinstance(linear := unwrapped(child), nn.Linear)
+        and linear.out_features == num_experts
+        and type(linear).forward is nn.Linear.forward
+    ]
+    return gates[0] if len(gates) == 1 else ""
 
 
 def owned_experts(module: nn.Module) -> int | None:
