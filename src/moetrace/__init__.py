@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         RunFolderError,
         RunNotReadable,
     )
+    from moetrace.probes import GradientProbe
     from moetrace.readers import Reader, Site, discover
     from moetrace.routing import Routing
     from moetrace.routing_stats import RoutingStats
@@ -30,6 +31,7 @@ _HOMES = {
     "Alert": "moetrace.alerts",
     "AlertRules": "moetrace.alerts",
     "AlreadyAttached": "moetrace.errors",
+    "GradientProbe": "moetrace.probes",
     "MoETraceError": "moetrace.errors",
     "NoRouterFound": "moetrace.errors",
     "Reader": "moetrace.readers",
@@ -53,6 +55,7 @@ __all__ = [
     "Alert",
     "AlertRules",
     "AlreadyAttached",
+    "GradientProbe",
     "MoETraceError",
     "NoRouterFound",
     "Reader",

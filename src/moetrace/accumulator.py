@@ -15,6 +15,7 @@ from torch import Tensor
 
 from moetrace.layout import AccumulatorLayout
 from moetrace.ops import Bin
+from moetrace.probe_stats import ProbeWindow
 
 __all__ = ["Accumulators", "PackedWindow"]
 
@@ -26,10 +27,18 @@ class PackedWindow:
     Attributes:
         routers: Positions of the routers, in the order in which they stand in ``sums``.
         sums: Flat int64 tensor; nobody writes to it any more.
+        probes: What stands behind the routers' sums, and how many numbers each of it has.
     """
 
     routers: tuple[int, ...]
     sums: Tensor
+    probes: tuple[tuple[ProbeWindow, int], ...] = ()
+
+    def extended(self, window: ProbeWindow, bits: Tensor) -> "PackedWindow":
+        """The same with the window of a probe behind it, so that both travel in one copy."""
+        return PackedWindow(
+            self.routers, torch.cat([self.sums, bits]), (*self.probes, (window, bits.numel()))
+        )
 
 
 class Accumulators:

@@ -19,7 +19,14 @@ from moetrace.alerts import AlertJudge, AlertRules
 from moetrace.errors import AlreadyAttached, NoRouterFound
 from moetrace.layout import SCORINGS, AccumulatorLayout
 from moetrace.ops import TracerState, register
-from moetrace.probes import MaskProbe, RoutingProbe, drop_stale_code, takes_a_mask
+from moetrace.probes import (
+    GradientMeter,
+    GradientProbe,
+    MaskProbe,
+    RoutingProbe,
+    drop_stale_code,
+    takes_a_mask,
+)
 from moetrace.rank import launch, own_rank, world_size
 from moetrace.probes.gate import GateProbe
 from moetrace.readers import Reader, Site, find_routers
@@ -44,6 +51,7 @@ def attach(
     every: int = 100,
     sample: int = 1,
     sinks: Iterable[object] = (),
+    probes: Iterable[GradientProbe] = (),
     readers: Iterable[Reader] | None = None,
     layers: str | Iterable[str] | None = None,
     topology: Topology | Mesh | None = None,
@@ -63,6 +71,7 @@ def attach(
             Evaluation and named phases are counted all the same.
         sinks: Where else snapshots go: objects with ``write(snapshot)`` and ``close()``, or loggers
             such as the ``wandb`` module or a ``SummaryWriter``, see `moetrace.sinks.recognised`.
+        probes: What to measure beside routing: ``GradientProbe()``.
         readers: Your own readers, tried before the built-in ones.
         layers: Glob or globs over site names: only those are recorded. All are hooked all the same,
             since compiled layers share their code.
@@ -87,6 +96,7 @@ def attach(
     """
     _check_arguments(model, every, sample, alerts)
     taken_sinks = [recognised(sink) for sink in sinks]
+    asked = _checked_probes(probes)
     place = topology_of(topology)
     found = find_routers(model, tuple(readers or ()))
     taken = [(item.site, item.module, item.reader) for item in found if item.reader is not None]
@@ -112,11 +122,11 @@ def attach(
         [AccumulatorLayout(site.num_experts) for site in sites],
         [device_of(module) or torch.device("cpu") for module in modules],
     )
-    probes = [
+    hooks = [
         RoutingProbe(accumulator, reader, SCORINGS.index(site.scoring), state, site.kind, gated=bool(site.gate))
         for (site, _, reader), accumulator in zip(taken, accumulators.tensors, strict=True)
     ]
-    handles = _hook(model, modules, probes, state)
+    handles = _hook(model, modules, hooks, state)
     for site, module in zip(sites, modules, strict=True):
         if site.gate:
             gate = unwrapped(module).get_submodule(site.gate)
@@ -135,9 +145,10 @@ def attach(
         ),
         every,
         sample,
-        probes,
+        hooks,
         [weakref.ref(module) for module in modules],
         handles,
+        _gradient_meter(model, modules, asked),
     )
     path = None if folder is None else Path(folder.path)
     return Tracer(recording, [sites[index] for index in recorded], path, strict=strict)
@@ -154,6 +165,22 @@ def _check_arguments(model: Any, every: Any, sample: Any, alerts: Any) -> None:
         raise TypeError(
             f"found {type(alerts).__name__} as alerts; give moetrace.AlertRules(...), or None"
         )
+
+
+def _checked_probes(probes: Iterable[GradientProbe]) -> tuple[GradientProbe, ...]:
+    asked = tuple(probes)
+    for probe in asked:
+        if not isinstance(probe, GradientProbe):
+            raise TypeError(f"found {type(probe).__name__} among the probes; give GradientProbe()")
+    if len(asked) > 1:
+        raise ValueError("found two GradientProbes; one measures all parameters")
+    return asked
+
+
+def _gradient_meter(
+    model: nn.Module, routers: Iterable[nn.Module], probes: Iterable[GradientProbe]
+) -> GradientMeter | None:
+    return next((GradientMeter(model, routers, probe) for probe in probes), None)
 
 
 def _recorded(sites: Sequence[Site], layers: str | Iterable[str] | None) -> list[int]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moetrace.accumulator import PackedWindow
+from moetrace.probe_stats import ProbeWindow
 
 __all__ = ["HostCopies", "HostCopy"]
 
@@ -35,8 +36,7 @@ class HostCopies:
 
     def start(self, windows: Sequence[PackedWindow]) -> "HostCopy":
         """Start bringing the parts of one window over. Cost: one copy per device, no sync."""
-        parts = [(window.routers, self._start(window.sums)) for window in windows]
-        return HostCopy(parts)
+        return HostCopy([(window, self._start(window.sums)) for window in windows])
 
     def _start(self, sums: Tensor) -> "_Transfer":
         if sums.device.type != "cuda":
@@ -48,16 +48,22 @@ class HostCopies:
 class HostCopy:
     """One window on its way: ask `ready`, then take `arrays` once."""
 
-    def __init__(self, parts: Sequence[tuple[tuple[int, ...], "_Transfer"]]) -> None:
-        self._parts = tuple(parts)
+    def __init__(self, parts: Sequence[tuple[PackedWindow, "_Transfer"]]) -> None:
+        # Not the window itself, which would keep its memory on the device.
+        self._parts = tuple((part.routers, part.probes, transfer) for part, transfer in parts)
 
     def ready(self) -> bool:
         """Whether all parts have arrived. Never waits."""
-        return all(transfer.ready() for _, transfer in self._parts)
+        return all(transfer.ready() for _, _, transfer in self._parts)
 
-    def arrays(self) -> list[tuple[tuple[int, ...], NDArray[np.int64]]]:
-        """The parts, each with the positions of its routers; private copies. Call when ready."""
-        return [(routers, transfer.take()) for routers, transfer in self._parts]
+    def arrays(
+        self,
+    ) -> list[tuple[tuple[int, ...], tuple[tuple[ProbeWindow, int], ...], NDArray[np.int64]]]:
+        """The parts: positions of routers, windows of probes, numbers of both; private copies.
+
+        Call it once, when ready.
+        """
+        return [(routers, probes, transfer.take()) for routers, probes, transfer in self._parts]
 
 
 class _Transfer:

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from moetrace.accumulator import Accumulators
+from moetrace.accumulator import Accumulators, PackedWindow
 from moetrace.host_copy import HostCopies
 from moetrace.ops import TracerState
-from moetrace.probes import RoutingProbe
+from moetrace.probes import GradientMeter, RoutingProbe
 from moetrace.snapshot import Snapshot
 from moetrace.writer import ClosedWindow, Writer
 
@@ -46,6 +46,7 @@ class Recording:
         probes: The hooks on the routers.
         routers: Weak references to the routers, in the same order.
         handles: All hooks on the model, removed by `close`.
+        gradients: Measures gradients, where asked for.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Recording:
         probes: Sequence[RoutingProbe],
         routers: Sequence[weakref.ref[nn.Module]],
         handles: Sequence[RemovableHandle],
+        gradients: GradientMeter | None = None,
     ) -> None:
         self.writer = writer
         self.step = 0
@@ -69,6 +71,7 @@ class Recording:
         self._probes = tuple(probes)
         self._routers = tuple(routers)
         self._handles = tuple(handles)
+        self._gradients = gradients
         self._copies = HostCopies()
         self._under_way: deque[ClosedWindow] = deque()
         self._spans: dict[str, list[int]] = {}
@@ -111,9 +114,18 @@ class Recording:
             self.step = int(step or 0) if self._valid(step) else self.step + 1
             if not self._state.skipping:
                 self._commit("train")
+            if self._gradients is not None:
+                self._gradients.end_step()
             self._state.skipping = self.step % self._sample != 0
             if self.step % self._every == 0:
                 self.close_windows()
+
+    def measure_gradients(self, scale: Tensor | float | None) -> None:
+        """The gradients of the open step are complete: take their norms."""
+        if self._gradients is None or self._state.skipping or self._asleep():
+            return
+        with self._lock:
+            self._gradients.measure(scale=scale)
 
     def enter_phase(self, name: str) -> None:
         """What runs from here on belongs to the phase ``name``."""
@@ -169,6 +181,8 @@ class Recording:
             self.closed = True
             for handle in self._handles:
                 handle.remove()
+            if self._gradients is not None:
+                self._gradients.close()
             self._commit_unstepped()
             if self._state.saw_first or self._state.saw_no_grad:
                 self._give_up_pending("aborted")
@@ -276,11 +290,24 @@ class Recording:
 
     def _close_window(self, phase: str) -> None:
         first, last = self._spans.pop(phase, [self.step, self.step])
-        copy = self._copies.start(self._accumulators.window(phase))
+        copy = self._copies.start(self._packed(phase))
         self._accumulators.close(phase)
         closed = ClosedWindow(phase, first, last, time.time(), copy, self._health())
         self._under_way.append(closed)
         self._hand_over()
+
+    def _packed(self, phase: str) -> list[PackedWindow]:
+        """The window of a phase with that of the gradients, one part per device."""
+        windows = self._accumulators.window(phase)
+        if phase != "train" or self._gradients is None:
+            return windows
+        for probe, bits in self._gradients.window():
+            at = next((i for i, w in enumerate(windows) if w.sums.device == bits.device), None)
+            if at is None:
+                windows.append(PackedWindow((), bits, ((probe, bits.numel()),)))
+            else:
+                windows[at] = windows[at].extended(probe, bits)
+        return windows
 
     def _hand_over(self, deadline: float = 0.0) -> None:
         """Give the writer the windows that have arrived, in order.

@@ -7,16 +7,21 @@ from it when somebody asks, after everything that should be added has been added
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
+from moetrace.gradient_stats import GradientStats
 from moetrace.metrics import METRICS, LayerSpread, layer_detail, layer_summary, spread
+from moetrace.probe_stats import joined
 from moetrace.routing_stats import RoutingStats, merge_stats
 
-__all__ = ["SCHEMA", "Snapshot", "merge"]
+__all__ = ["PROBES", "SCHEMA", "Snapshot", "merge"]
 
 SCHEMA = 1
 """Version of the snapshot's fields; it rises when the meaning of a field changes."""
+
+PROBES: Mapping[str, type[Any]] = {"gradients": GradientStats}
+"""Fields of a snapshot that probes beside routing fill, and the class of their records."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,6 +40,7 @@ class Snapshot:
         routing: One record per router, in the model's order.
         health: The tracer's own state when the window closed: numbers and short strings by name.
         schema: Version of these fields.
+        gradients: One record per block, group and part of the parameters, where they are measured.
     """
 
     run_id: str
@@ -48,6 +54,7 @@ class Snapshot:
     routing: tuple[RoutingStats, ...]
     health: Mapping[str, Any] = field(default_factory=dict[str, Any])
     schema: int = SCHEMA
+    gradients: tuple[GradientStats, ...] = ()
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -111,6 +118,7 @@ class Snapshot:
             item.name: getattr(self, item.name) for item in fields(self) if item.name != "routing"
         }
         record["health"] = dict(self.health)
+        record.update({name: [asdict(item) for item in getattr(self, name)] for name in PROBES})
         record["routing"] = [stats.to_dict() for stats in self.routing]
         return record
 
@@ -129,6 +137,8 @@ class Snapshot:
         try:
             routing = tuple(RoutingStats(**stats) for stats in record["routing"])
             known: dict[str, Any] = {**record, "routing": routing}
+            for name, kind in PROBES.items():
+                known[name] = tuple(kind(**item) for item in record.get(name, ()))
             return cls(**known)
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a snapshot: {error}") from error
@@ -137,7 +147,8 @@ class Snapshot:
 def merge(snapshots: Sequence[Snapshot]) -> Snapshot:
     """Add windows of one phase: neighbours in time, or the same steps of several ranks.
 
-    Counts and fixed-point sums add; the span covers all of them; the rest is taken from the last.
+    Counts and fixed-point sums add; the records of the other probes join as each of them says; the
+    span covers all of them; the rest is taken from the last.
 
     Raises:
         ValueError: There is nothing to merge, or the phases or layers differ.
@@ -153,6 +164,9 @@ def merge(snapshots: Sequence[Snapshot]) -> Snapshot:
         merge_stats([snapshot.routing[index] for snapshot in snapshots])
         for index in range(len(last.routing))
     )
+    probed: dict[str, Any] = {
+        name: joined([(part.rank, getattr(part, name)) for part in snapshots]) for name in PROBES
+    }
     return Snapshot(
         run_id=last.run_id,
         rank=last.rank,
@@ -164,4 +178,5 @@ def merge(snapshots: Sequence[Snapshot]) -> Snapshot:
         wall_time=max(snapshot.wall_time for snapshot in snapshots),
         routing=routing,
         health=last.health,
+        **probed,
     )

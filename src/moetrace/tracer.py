@@ -86,6 +86,21 @@ class Tracer:
         if self._strict:
             self._raise_noted()
 
+    def on_gradients(self, *, scale: Tensor | float | None = None) -> None:
+        """Say that this step's gradients are complete: after its last backward, before clipping.
+
+        Their norms are taken per block and group of parameters; without
+        ``probes=[GradientProbe()]`` at `attach` this does nothing.
+
+        Args:
+            scale: What the gradients are still multiplied with. Under a gradient scaler either call
+                this after ``scaler.unscale_(optimizer)``, or give its factor.
+
+        Cost: one fused norm over all gradients and some ten small operations; no sync.
+        """
+        with self._barrier():
+            self._recording.measure_gradients(scale)
+
     def tokens(self, mask: Tensor | None = None) -> AbstractContextManager[None]:
         """Say which tokens are real where the model gets no ``attention_mask`` of its own.
 

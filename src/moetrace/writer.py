@@ -21,6 +21,7 @@ from moetrace.feed import SinkFeed
 from moetrace.host_copy import HostCopy
 from moetrace.layout import SCALARS, AccumulatorLayout
 from moetrace.printable import printable
+from moetrace.probe_stats import joined
 from moetrace.readers import Site
 from moetrace.routing_stats import RoutingStats
 from moetrace.sinks.base import Sink
@@ -162,12 +163,21 @@ class Writer:
 
     def _snapshot(self, window: ClosedWindow) -> Snapshot:
         stats: dict[int, RoutingStats] = {}
-        for routers, sums in window.copy.arrays():
+        probed: dict[str, list[Any]] = {}
+        for routers, probes, sums in window.copy.arrays():
             start = 0
             for index in routers:
                 width = AccumulatorLayout(self._sites[index].num_experts).width
                 stats[index] = stats_of(self._sites[index], sums[start : start + width])
                 start += width
+            for probe, width in probes:
+                probed.setdefault(probe.field, []).extend(probe.stats(sums[start : start + width]))
+                start += width
+        joined_records: dict[str, Any] = {
+            # one block over two devices, or what is measured has changed within the window
+            field: joined([(0, records)])
+            for field, records in probed.items()
+        }
         snapshot = Snapshot(
             **self._identity,
             seq=self._seq,
@@ -177,6 +187,7 @@ class Writer:
             wall_time=window.wall_time,
             routing=tuple(stats[index] for index in self._recorded),
             health={**window.health, **self._own_health()},
+            **joined_records,
         )
         self._report_silence(window.phase, stats)
         return snapshot

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from moetrace.layout import SCORINGS
 from moetrace.routing_stats import COUNTERS, RoutingStats
-from moetrace.snapshot import SCHEMA, Snapshot
+from moetrace.snapshot import PROBES, SCHEMA, Snapshot
 from moetrace.store import arrays
 from moetrace.store.arrays import TENSORS, ArrayShape
 from moetrace.store.lines import DamagedRecord, plain
 from moetrace.store.names import ARRAY_FILE
 from moetrace.store.schema import column, integer, is_text, mapping, real, text
+from moetrace.store.tables import from_columns, to_columns
 
 __all__ = [
     "SHOWN_METRICS",
@@ -148,6 +149,9 @@ def columns(snapshot: Snapshot) -> dict[str, Any]:
     metrics = [_metrics(item) for item in stats]
     for name in SHOWN_METRICS:
         record[name] = [plain(values.get(name)) for values in metrics]
+    for name in PROBES:
+        if found := getattr(snapshot, name):
+            record[name] = to_columns(found)
     return record
 
 
@@ -186,6 +190,8 @@ def parse_snapshot(record: Mapping[str, Any]) -> SnapshotRecord:
     scalars["phase"] = text(record, "phase")
     scalars["wall_time"] = real(record, "wall_time")
     scalars["health"] = mapping(record, "health")
+    for name, kind in PROBES.items():
+        scalars[name] = from_columns(kind, mapping(record, name) if name in record else {})
     layers = tuple(column(record, "layer"))
     if not all(map(is_text, layers)) or len(set(layers)) != len(layers):
         raise DamagedRecord("layer names that are no names, or not distinct")
