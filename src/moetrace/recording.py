@@ -30,6 +30,8 @@ _log = logging.getLogger("moetrace")
 CLOSE_TIMEOUT = 5.0
 """Seconds that closing may take, whatever a disk or a sink does."""
 
+_MOST_WORDS = 20
+
 
 class Recording:
     """Commits pending forwards at step ends, closes windows, hands them to the writer.
@@ -81,6 +83,7 @@ class Recording:
         self._coalesced = 0
         self._said: set[str] = set()
         self._owner = os.getpid()
+        _recordings.add(self)
         self._lock = threading.RLock()
 
     def begin(self, step: int | None) -> None:
@@ -242,9 +245,15 @@ class Recording:
             health["errors"] = sum(self._state.errors.values())
         return health
 
+    def leave_to_parent(self) -> None:
+        """In a forked child: take the hooks off its copy of the model, and do nothing any more."""
+        self.closed = True
+        for handle in self._handles:
+            handle.remove()
+
     def say(self, text: str) -> None:
-        """Warn once."""
-        if text not in self._said:
+        """Warn once, and at most 20 times in all."""
+        if text not in self._said and len(self._said) < _MOST_WORDS:
             self._said.add(text)
             _log.warning(text)
 
@@ -350,6 +359,17 @@ class Recording:
             return True
         self.say(f"step={step!r} is not a step number; the tracer counts on by itself")
         return False
+
+
+_recordings: weakref.WeakSet[Recording] = weakref.WeakSet()
+
+
+def _leave_to_parents() -> None:
+    for recording in list(_recordings):
+        recording.leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_leave_to_parents)
 
 
 def device_of(module: nn.Module) -> torch.device | None:
