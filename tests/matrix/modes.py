@@ -139,7 +139,7 @@ def must_save():
         hidden = torch.randn(6, model.config.hidden_size)
         output = router(hidden)
         # With a dispatch mode active the probe would show one operator; here its body is wanted.
-        inline = mock.patch("moetrace.probes.routing._dispatch_modes", return_value=0)
+        inline = mock.patch("moetrace.probes.routing.dispatch_modes", return_value=0)
         with tracer.tokens(mask=torch.ones(6)), inline, _Watching() as watching:
             probe(router, (hidden,), {}, output)
     kept = watching.seen - watching.of_bools

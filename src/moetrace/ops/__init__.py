@@ -1,5 +1,16 @@
-"""The accumulate operator, on the device."""
+"""The operators, on the device."""
 
 from moetrace.ops.library import Bin, TracerState, accumulate, count, register
+from moetrace.ops.receipts import expect, note_expected, note_received, receive
 
-__all__ = ["Bin", "TracerState", "accumulate", "count", "register"]
+__all__ = [
+    "Bin",
+    "TracerState",
+    "accumulate",
+    "count",
+    "expect",
+    "note_expected",
+    "note_received",
+    "receive",
+    "register",
+]

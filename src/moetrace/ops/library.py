@@ -26,7 +26,7 @@ from moetrace.ops.fused import add_fused
 from moetrace.ops.reference import routing_delta
 from moetrace.routing import Routing
 
-__all__ = ["Bin", "TracerState", "accumulate", "count", "register"]
+__all__ = ["Bin", "TracerState", "accumulate", "count", "counts_now", "register"]
 
 _MOST_FAILURES = 3
 
@@ -150,6 +150,7 @@ def count(
         with torch.no_grad():
             routing = Routing(topk_expert_ids_TK, logits_TE, topk_weights_TK, routing_map_TE)
             choice = topk_expert_ids_TK if routing_map_TE is None else routing_map_TE
+            choice = logits_TE if choice is None else choice
             if choice is None or choice.is_meta:
                 return
             if mask_T is not None and mask_T.numel() * choice.shape[-1] != choice.numel():
@@ -183,6 +184,14 @@ _functional_transform: Callable[[], Any] = getattr(
 )
 _VECTORS = AccumulatorLayout(num_experts=2).width - AccumulatorLayout(num_experts=1).width
 _FIXED_WIDTH = AccumulatorLayout(num_experts=1).width - _VECTORS
+
+
+def counts_now(handle: int) -> bool:
+    """Whether an execution is the first one of its forward, under a tracer that is counting."""
+    state = _states.get(handle)
+    if state is None or state.paused:
+        return False
+    return not in_backward() and _functional_transform() is None
 
 
 def _bin_of(state: TracerState, grad: bool, training: bool) -> Bin | None:

@@ -1,26 +1,22 @@
 """A forward hook on a router: reader in, accumulator out."""
 
-import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses import FakeTensor
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from moetrace.ops import TracerState, accumulate, count
+from moetrace.ops import TracerState, accumulate, count, expect, note_expected
+from moetrace.probes.copies import Uncopied
+from moetrace.probes.execution import dispatch_modes, is_abstract, is_exported
 from moetrace.probes.frames import never_a_frame
 from moetrace.readers import Reader
 from moetrace.routing import Routing
 
 __all__ = ["RoutingProbe"]
 
-_is_tracing: Callable[[], bool] = getattr(torch.jit, "is_tracing", lambda: False)
-_dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 
-
-class RoutingProbe:
+class RoutingProbe(Uncopied):
     """Counts what one router decides: one operator, nothing else.
 
     A callable object and no closure, so that a copy of the model (EMA, a pickle, ``torch.save``)
@@ -35,6 +31,8 @@ class RoutingProbe:
         state: Shared by all hooks of the tracer.
         kind: The kind of token, 0 or 1, that alone comes to this router; None where all do.
         gated: Whether a `GateProbe` is on the gate inside this router.
+        expected: Choices per expert that the reader has computed by a rule, to be held against what
+            the experts receive; None where it reads what the model itself uses.
     """
 
     def __init__(
@@ -45,6 +43,7 @@ class RoutingProbe:
         state: TracerState,
         kind: int | None = None,
         gated: bool = False,
+        expected: Tensor | None = None,
     ) -> None:
         self.accumulator = accumulator
         self.reader = reader
@@ -52,13 +51,21 @@ class RoutingProbe:
         self.state = state
         self.kind = kind
         self.gated = gated
+        self.expected = expected
         self.handle = state.handle
 
     def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        output: Any = None,
     ) -> None:
-        """Count this forward. Cost: see `moetrace.ops.count`; returns None on every path."""
-        if torch.compiler.is_exporting() or _is_tracing():
+        """Count this forward. Cost: see `moetrace.ops.count`; returns None on every path.
+
+        Put before a forward it gets no output.
+        """
+        if is_exported():
             return
         try:
             routing = self.reader.read(module, args, kwargs, output)
@@ -71,8 +78,8 @@ class RoutingProbe:
         # A dispatch mode (selective checkpointing, FakeTensor) has to see one operator and nothing
         # of what is inside it; without one the body is called directly, which saves 5 us.
         traced = torch.compiler.is_compiling()
-        plain = not traced and _dispatch_modes() == 0
-        if not plain and not traced and _is_abstract(routing):
+        plain = not traced and dispatch_modes() == 0
+        if not plain and not traced and is_abstract(_choice(routing)):
             return
         add = count if plain else accumulate
         add(
@@ -87,6 +94,9 @@ class RoutingProbe:
             self.scoring,
             self.handle,
         )
+        if self.expected is not None and routing.topk_expert_ids_TK is not None:
+            note = note_expected if plain else expect
+            note(self.expected, routing.topk_expert_ids_TK, self.handle)
 
     def _with_logits(self, routing: Routing) -> Routing:
         """The routing with the logits of the gate inside, where it came without."""
@@ -106,27 +116,16 @@ class RoutingProbe:
         tokens = choice.numel() // choice.shape[-1]
         return mask_T[:tokens] if self.kind == 0 else mask_T[mask_T.shape[0] - tokens :]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
-        return _silent()
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return getattr, (contextlib.nullcontext(), "__exit__")
-
 
 never_a_frame(RoutingProbe.__call__)
 
 
-def _is_abstract(routing: Routing) -> bool:
-    """Whether a forward only goes through the motions: fake tensors, or a graph being recorded."""
-    choice = routing.topk_expert_ids_TK
-    choice = routing.routing_map_TE if choice is None else choice
-    return isinstance(choice, FakeTensor) or get_proxy_mode() is not None
+def _choice(routing: Routing) -> Tensor | None:
+    for part in (routing.topk_expert_ids_TK, routing.routing_map_TE, routing.logits_TE):
+        if part is not None:
+            return part
+    return None
 
 
 def _detached(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach()
-
-
-def _silent() -> Callable[..., None]:
-    # Takes anything, does nothing, returns None, and is found in every Python.
-    return contextlib.nullcontext().__exit__
