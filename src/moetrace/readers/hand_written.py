@@ -1,0 +1,144 @@
+"""What to do about a gate that returns bare logits, from the structure of the block around it."""
+
+import inspect
+import re
+from dataclasses import dataclass
+from types import CodeType, FunctionType
+from typing import Any
+
+from torch import nn
+
+from moetrace.readers.bare_gate import BareGateReader, ExpertsCallReader
+from moetrace.readers.base import Reader
+from moetrace.readers.block_source import choice_rule
+from moetrace.readers.choice_rule import NoChoiceRule
+from moetrace.readers.structure import owned_experts
+from moetrace.readers.wrapping import class_of, unwrapped
+
+__all__ = ["BareGate", "bare_gate", "chooses", "gate_width", "reader_text"]
+
+_CHOOSING = re.compile(
+    r"top_?k|top_?\d|arg(max|sort|topk)|\bsort|multinomial|scatter|one_hot|gumbel|where|mask"
+    r"|rout|select|choo?s|choice|relu|spars|nonzero|bincount|quantile|searchsorted|sinkhorn"
+)
+_EXPERTS_ARGUMENTS = 3
+"""Hidden states, ids and weights: the least that experts are called with to choose among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class BareGate:
+    """How a block with a bare gate is read, or why it is not.
+
+    Attributes:
+        reader: Reads the choice, or None where it is not readable.
+        at: The module that the reader is put on: the gate itself, or the experts.
+        receivers: The listed experts whose rows the rule is held against.
+        reason: How the choice is read, or why not; to be put after "but".
+    """
+
+    reader: Reader | None
+    at: nn.Module
+    receivers: tuple[nn.Module, ...]
+    reason: str
+
+
+def bare_gate(block: nn.Module, gate: nn.Module, experts: int, *, top_k: int) -> BareGate:
+    """How to read the choice of a block whose gate shows its logits only.
+
+    What the experts are called with comes first: that is what runs. Where they are called one by
+    one the choice is computed again by the rule that the block's source shows, and held against the
+    rows that each of them gets.
+
+    Args:
+        block: The block.
+        gate: The child of it that returns logits.
+        experts: E.
+        top_k: K where the block states it, else 0.
+    """
+    siblings = [unwrapped(child) for child in block.children() if unwrapped(child) is not gate]
+    for sibling in siblings:
+        if _held(sibling) == experts and _takes_a_choice(sibling):
+            reason = "the choice is what its experts are called with"
+            return BareGate(ExpertsCallReader(experts, top_k=top_k), sibling, (), reason)
+    receivers = next((found for s in siblings if len(found := _listed(s)) == experts), ())
+    name = next(name for name, child in block.named_children() if unwrapped(child) is gate)
+    try:
+        rule = choice_rule(block, name, stated=top_k)
+    except NoChoiceRule as trouble:
+        return BareGate(None, gate, (), f"the choice is made in the block around it, and {trouble}")
+    if not receivers:
+        reason = f"its block seems to take {rule}, and nothing it calls shows whether it does"
+        return BareGate(None, gate, (), reason)
+    owner = block if any(step.attribute for step in rule.steps) else None
+    reason = f"the choice is {rule}, held against the rows that its experts get"
+    return BareGate(BareGateReader(experts, rule, owner), gate, receivers, reason)
+
+
+def gate_width(module: nn.Module) -> int | None:
+    """How many outputs a plain gate has: of an ``nn.Linear``, or the last one of a sequence."""
+    if isinstance(module, nn.Sequential):
+        linears = [child for child in module.children() if isinstance(child, nn.Linear)]
+        return linears[-1].out_features if linears else None
+    return module.out_features if isinstance(module, nn.Linear) else None
+
+
+def chooses(module: nn.Module) -> bool:
+    """Whether a module may choose by itself, going by the names in its code.
+
+    False for an ``nn.Linear``, a sequence of layers, and a module of one's own that scores only.
+    """
+    return any(
+        _CHOOSING.search(name)
+        for inner in module.modules()
+        if not class_of(inner).__module__.startswith("torch.nn")
+        for name in _names_in(class_of(inner).forward, class_of(inner), set())
+    )
+
+
+def reader_text(width: int, top_k: int) -> str:
+    """The reader that a user writes for a gate of ``width`` experts that takes its highest."""
+    return (
+        "class GateReader:\n"
+        "    def matches(self, module):\n"
+        f"        return getattr(module, 'out_features', 0) == {width}\n"
+        "    def read(self, module, args, kwargs, output):\n"
+        f"        return moetrace.Routing(output.topk({top_k or 2}, dim=-1).indices, output)"
+    )
+
+
+def _held(module: nn.Module) -> int | None:
+    """Experts that a module holds itself, or in a list right below it."""
+    own = owned_experts(module)
+    return own or next((n for child in module.children() if (n := owned_experts(child))), None)
+
+
+def _listed(module: nn.Module) -> tuple[nn.Module, ...]:
+    for candidate in (module, *module.children()):
+        if isinstance(candidate, nn.ModuleList | nn.ModuleDict) and owned_experts(candidate):
+            return tuple(candidate.children())
+    return ()
+
+
+def _takes_a_choice(module: nn.Module) -> bool:
+    forward = class_of(module).forward
+    if forward is nn.Module.forward:
+        return False
+    try:
+        taken = list(inspect.signature(forward).parameters.values())[1:]
+    except (TypeError, ValueError):
+        return False
+    return len(taken) >= _EXPERTS_ARGUMENTS or any(p.kind is p.VAR_POSITIONAL for p in taken)
+
+
+def _names_in(function: Any, owner: type, seen: set[CodeType]) -> set[str]:
+    """Names that a function's code uses, with those of the methods of its class that it calls."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if not isinstance(code, CodeType) or code in seen:
+        return set()
+    seen.add(code)
+    names = {name.lower() for name in code.co_names}
+    for name in code.co_names:
+        method = getattr(owner, name, None)
+        if isinstance(method, FunctionType) and not hasattr(nn.Module, name):
+            names |= _names_in(method, owner, seen)
+    return names
