@@ -225,14 +225,14 @@ class Recording:
             What returns the mask of the forward that runs.
         """
         state = self._state
-        before = state.paused, state.mask_T
+        before = state.paused, state.mask_T, state.mask_by_kind_T, state.gate_logits_TE
         state.paused = True
         if not state.given_mask:
             state.mask_T = None  # the next mask gets a tensor of its own, and leaves this one be
         try:
             yield lambda: state.mask_T
         finally:
-            state.paused, state.mask_T = before
+            state.paused, state.mask_T, state.mask_by_kind_T, state.gate_logits_TE = before
 
     def told(self) -> dict[str, Any]:
         """The tracer's own state, as snapshots carry it in ``health``."""
