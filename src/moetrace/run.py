@@ -119,6 +119,13 @@ class Run:
         merged = (self._merged(group, alone=rank is not None) for group in groups)
         return [window for window in merged if window is not None]
 
+    def windows(self, *, phase: str = "train") -> Iterator[Snapshot]:
+        """The snapshots of all ranks one after the other: only one of them is in memory."""
+        for group in self._groups(phase):
+            window = self._merged(group)
+            if window is not None:
+                yield window
+
     def counts(self, *, phase: str = "train") -> NDArray[np.int64]:
         """Assignments per window, layer and expert, shape ``(windows, layers, experts)``.
 
