@@ -1,4 +1,7 @@
+import ctypes
+import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +19,8 @@ IDENTITY = {"run_id": "run", "rank": 0, "attempt": 0}
 
 class Disk:
     """A log that fails as often as it is told to."""
+
+    durability = "synced"
 
     def __init__(self, failures=0):
         self.failures, self.snapshots, self.closed = failures, [], False
@@ -104,3 +109,63 @@ class TestWriter:
         writer.submit(closed(1, tokens))
         writer.close(time.monotonic() + 10)
         assert log.snapshots[0]["mlp"].top_k == (1 if tokens else 0)
+
+    def test_a_disk_that_lost_something_shows_in_the_health(self):
+        """C5: after a failed sync each snapshot says that the run folder is degraded."""
+        log = Disk()
+        log.durability = "degraded"
+        written(log, closed(1))
+        assert log.snapshots[0].health == {"durability": "degraded"}
+
+
+class TestMemory:
+    def test_windows_that_wait_are_bounded(self):
+        """B4: the training thread is told to let windows grow before 64 MiB of them wait."""
+        million = Site("mlp", "mlp.gate", "Router", "Reader", 10**6, 1, "softmax", (), True, "")
+        for site, longest in ((SITE, 32), (million, 2)):
+            writer = Writer([site], [0], IDENTITY, None, [])
+            assert (writer._longest_queue, writer.behind()) == (longest, False)
+            writer._queue.extend([None] * longest)
+            assert writer.behind()
+            writer._queue.clear()
+            writer.close(time.monotonic() + 10)
+
+
+class TestThread:
+    def test_survives_what_is_thrown_into_it(self):
+        """B10: an exception thrown into the thread from outside ends it less than four times."""
+        log = Disk()
+        writer = Writer([SITE], [0], IDENTITY, log, [])
+        for step in range(1, 4):
+            writer.submit(closed(step))
+            assert writer.drain(time.monotonic() + 10)
+            thread = ctypes.c_ulong(writer._thread.ident)
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(SystemExit))
+        writer.submit(closed(4))
+        writer.close(time.monotonic() + 10)
+        assert [snapshot.last_step for snapshot in log.snapshots] == [1, 2, 3, 4]
+        assert log.closed
+
+    def test_may_close_the_writer_itself(self):
+        """B9: a tracer that the collector finds on our own thread is closed without a deadlock."""
+        log, writers = Disk(), []
+        append = log.append
+        log.append = lambda snapshot: (append(snapshot), writers[0].close(time.monotonic() + 10))
+        writers.append(Writer([SITE], [0], IDENTITY, log, []))
+        writers[0].submit(closed(1))
+        writers[0]._thread.join(10)
+        assert not writers[0]._thread.is_alive()
+        assert log.closed
+
+    def test_one_hung_sink_does_not_take_the_time_of_another(self):
+        """B3: at the end all sinks are asked at once, so that a good one is closed in time."""
+        hung, good = threading.Event(), MemorySink()
+        good.close = lambda: good.snapshots.append("closed")
+        bad = SimpleNamespace(write=lambda snapshot: hung.wait(30), close=hung.clear)
+        writer = Writer([SITE], [0], IDENTITY, Disk(), [bad, good])
+        writer.submit(closed(1))
+        writer.drain(time.monotonic() + 10)
+        writer.close(time.monotonic() + 0.5)
+        assert good.snapshots[-1] == "closed"
+        hung.set()
+        assert writer.feeds[0].close(time.monotonic() + 10)

@@ -32,12 +32,19 @@ __all__ = ["ClosedWindow", "Log", "Writer", "stats_of"]
 _log = logging.getLogger("moetrace")
 
 _LONGEST_QUEUE = 32
+_MOST_BYTES = 64 << 20
+_MOST_LIVES = 4
 _MOST_PHASES = 8  # whose newest snapshot is kept: a user may name one phase a step
 _MOST_ALERT_LINES = 5
 
 
 class Log(Protocol):
     """Where snapshots become durable: a segment of the run folder."""
+
+    @property
+    def durability(self) -> str:
+        """``"synced"``, or ``"degraded"`` once the disk has failed to keep what it took."""
+        ...
 
     def append(self, snapshot: Snapshot) -> None:
         """Write it; returning means that it is acknowledged."""
@@ -106,6 +113,8 @@ class Writer:
         self._segment = log
         self._judge = alerts
         self._seq = 0
+        size = 8 * sum(AccumulatorLayout(site.num_experts).width for site in sites)
+        self._longest_queue = min(_LONGEST_QUEUE, max(2, _MOST_BYTES // max(1, size)))
         self._queue: deque[ClosedWindow] = deque()
         self._unwritten: dict[str, Snapshot] = {}
         self._checked_silence = False
@@ -115,8 +124,11 @@ class Writer:
         self._thread.start()
 
     def behind(self) -> bool:
-        """Whether a window that closes now had better stay open and grow."""
-        return len(self._queue) >= _LONGEST_QUEUE
+        """Whether a window that closes now had better stay open and grow.
+
+        That is so while 32 windows wait, or 64 MiB of them, though never for less than two.
+        """
+        return len(self._queue) >= self._longest_queue
 
     def submit(self, window: ClosedWindow) -> None:
         """Hand over a closed window. Cost: a lock and an append, no wait."""
@@ -136,7 +148,11 @@ class Writer:
         with self._wake:
             self._closing = True
             self._wake.notify_all()
-        self._thread.join(max(0.0, deadline - time.monotonic()))
+        # A tracer that the collector finds may be closed by any thread, this one too.
+        if threading.current_thread() is not self._thread:
+            self._thread.join(max(0.0, deadline - time.monotonic()))
+        for feed in self.feeds:
+            feed.finish()  # all at once: one that hangs must not take the time of the others
         late = [feed.name for feed in self.feeds if not feed.close(deadline)]
         if late:
             _log.warning(
@@ -145,6 +161,15 @@ class Writer:
             )
 
     def _run(self) -> None:
+        for _ in range(_MOST_LIVES):
+            try:
+                self._work()
+            except BaseException as error:  # thrown into this thread from outside
+                self._say_lost(error)
+            else:
+                return
+
+    def _work(self) -> None:
         while (window := self._next()) is not None:
             try:
                 self._record(self._snapshot(window))
@@ -244,7 +269,10 @@ class Writer:
 
     def _finish(self) -> None:
         for snapshot in list(self._unwritten.values()):
-            self._record(self._unwritten.pop(snapshot.phase))
+            try:
+                self._record(self._unwritten.pop(snapshot.phase))
+            except Exception as error:
+                self._say_lost(error)
         if self._segment is not None:
             try:
                 self._segment.close()
@@ -252,8 +280,14 @@ class Writer:
                 self._say_unwritten(error)
 
     def _own_health(self) -> dict[str, Any]:
-        failed = [feed.name for feed in self.feeds if feed.first_error is not None]
-        return {"failed_sinks": ", ".join(failed)} if failed else {}
+        found = {
+            "failed_sinks": [feed.name for feed in self.feeds if feed.first_error is not None],
+            "stalled_sinks": [feed.name for feed in self.feeds if feed.stalled],
+        }
+        health = {name: ", ".join(feeds) for name, feeds in found.items() if feeds}
+        if self._segment is not None and self._segment.durability != "synced":
+            health["durability"] = self._segment.durability
+        return health
 
     def _report_silence(self, phase: str, stats: Mapping[int, RoutingStats]) -> None:
         if self._checked_silence or phase != "train":
@@ -286,9 +320,9 @@ class Writer:
                 error,
             )
 
-    def _say_lost(self, error: Exception) -> None:
+    def _say_lost(self, error: BaseException) -> None:
         if self.log_error is None:
-            self.log_error = error
+            self.log_error = error if isinstance(error, Exception) else RuntimeError(repr(error))
             _log.error("a window could not be made into a snapshot: %r", error)
 
 
