@@ -20,6 +20,7 @@ from moetrace.readers.structure import (
     owned_experts,
     scoring_of,
 )
+from moetrace.readers.unread import grouped_gate, unread_experts
 from moetrace.readers.wrapping import Core, class_of, cores, unwrapped, user_name
 
 __all__ = ["Found", "Site", "discover", "find_routers"]
@@ -74,11 +75,15 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A candidate with its module, and the reader that reads it where it is taken."""
+    """A candidate with its module, and the reader that reads it where it is taken.
+
+    ``missed`` says that there are experts here which nothing counts.
+    """
 
     site: Site
     module: nn.Module
     reader: Reader | None
+    missed: bool = False
 
 
 def discover(model: nn.Module, *, readers: Iterable[Reader] | None = None) -> list[Site]:
@@ -103,8 +108,13 @@ def find_routers(model: nn.Module, readers: Sequence[Reader]) -> list[Found]:
     """The candidates of `discover`, with their modules and readers."""
     declared = declared_routers(model)
     found: list[Found] = []
-    for core in cores(model):
+    modules = list(cores(model))
+    for core in modules:
         found += _consider(core, readers, declared)
+    claimed = [item.site.path for item in found]
+    for core, experts, reason in unread_experts(modules, claimed):
+        site = _site(core, None, experts, reason, limited=False)
+        found.append(Found(site, core.hooked, None, missed=True))
     taken = [f"{item.site.path}." for item in found if item.site.taken]
     # A part of a router that is read (its inner gate, the copies of an adapter) is no near miss.
     found = [item for item in found if not any(item.site.path.startswith(path) for path in taken)]
@@ -124,7 +134,8 @@ def _consider(core: Core, own: Sequence[Reader], declared: dict[type, int]) -> I
     index = next((declared[base] for base in type(module).__mro__ if base in declared), None)
     reader = next((reader for reader in own if reader.matches(module)), None)
     num_experts = rows or experts or _stated(module, _COUNT_ATTRIBUTES)
-    telling = user_name(core.paths[0]).rpartition(".")[2].lower() in _TELLING_NAMES
+    name = user_name(core.paths[0]).rpartition(".")[2]
+    telling = name.lower() in _TELLING_NAMES
     if reader is not None:
         reason = "a reader of yours matches it"
         if not num_experts:
@@ -153,6 +164,11 @@ def _consider(core: Core, own: Sequence[Reader], declared: dict[type, int]) -> I
         reason = (
             f"is called like a router and has a matrix of {rows} rows, but no experts beside it"
         )
+    elif groups := grouped_gate(module, name):
+        reason = (
+            f"has a matrix for each of {groups} groups: it chooses within a group, among slots of "
+            "which some are filled up with zeros, and those cannot be told apart"
+        )
     else:
         return
     limited = reader is not None and is_limited(module)
@@ -161,7 +177,7 @@ def _consider(core: Core, own: Sequence[Reader], declared: dict[type, int]) -> I
     site = _site(core, reader, num_experts, reason, limited=limited)
     if reader is not None and index is None:
         site = replace(site, gate=inner_gate(module, num_experts))
-    yield Found(site, core.hooked, reader)
+    yield Found(site, core.hooked, reader, missed=reader is None and bool(experts))
 
 
 def _router(

@@ -27,23 +27,28 @@ class LookupReader:
     def read(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any, /
     ) -> Routing | None:
-        """The ids ``(..., K)`` that were looked up, or None where it got something else."""
+        """The ids ``(..., K)`` that were looked up, or None where it got something else.
+
+        Of ids ``(B, S, H, K)`` the choices of a token's H heads are put together.
+        """
         ids = args[0] if args else None
         if not isinstance(ids, Tensor) or ids.dim() < 2 or ids.dtype.is_floating_point:
             return None
-        return Routing(ids)
+        return Routing(ids if ids.dim() < 4 else ids.flatten(-2))
 
 
 def looked_up_experts(block: nn.Module) -> tuple[nn.Embedding, int] | None:
     """The first of a block's tables of experts and their number E, or None where it holds none.
 
     Two tables of one size, and in the block a matrix or a stack of keys with n or 2n rows, where n
-    is the root of that size: the signature of product keys. A block of position tables has none.
+    is the root of that size, or of a head's share of it: the signature of product keys. A block of
+    position tables has none.
     """
+    heads = getattr(block, "heads", 1) if getattr(block, "separate_embed_per_head", False) else 1
     tables = [child for child in block.children() if isinstance(child, nn.Embedding)]
     for index, table in enumerate(tables):
         twins = [other for other in tables[index + 1 :] if other.weight.shape == table.weight.shape]
-        root = math.isqrt(table.num_embeddings)
+        root = math.isqrt(table.num_embeddings // heads)
         looked_up = {id(other.weight) for other in tables}
         keys = [
             parameter

@@ -96,7 +96,7 @@ class RouterReader:
         ]
         wider = [item for item in scores if item.shape[-1] > K]
         weights = [item for item in scores if item.shape[-1] == K]
-        if not wider and self.top_k == K:
+        if not wider and self.top_k == K and len(weights) > 1:
             # All experts are chosen: logits and weights have one shape, and logits come first. A
             # router that does not choose all of them returned a mask over experts, not ids.
             wider, weights = weights[:1], weights[1:]

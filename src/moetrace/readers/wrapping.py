@@ -16,6 +16,8 @@ _CHANGES_IT = {"base_layer": "BaseTunerLayer", "original_module": "AuxiliaryTrai
 """Adapters of PEFT by what they hold: what they return is what the model gets of it."""
 _WRAPPED = (*_CALLS_IT, *_CHANGES_IT)
 _COPIES = "modules_to_save"
+_INSIDE = "deepspeed_moe"
+"""What a package's own layer calls the block in it; the user knows the layer."""
 _LEADING = (("base_model", "model"), ("module",))
 
 
@@ -83,7 +85,7 @@ def user_name(path: str) -> str:
     for part in remaining:
         if part == _COPIES:
             next(remaining, None)  # the name of the adapter
-        elif part not in _WRAPPED:
+        elif part not in (*_WRAPPED, _INSIDE):
             parts.append(part)
     stripped = True
     while stripped:
