@@ -1,6 +1,7 @@
 """`attach`, the way in: find the routers, refuse mistakes, put the hooks on."""
 
 import fnmatch
+import logging
 import os
 import platform
 import uuid
@@ -29,7 +30,7 @@ from moetrace.probes import (
 )
 from moetrace.rank import launch, own_rank, world_size
 from moetrace.probes.gate import GateProbe
-from moetrace.readers import Reader, Site, find_routers
+from moetrace.readers import Found, Reader, Site, find_routers
 from moetrace.readers.wrapping import unwrapped
 from moetrace.recording import Recording, device_of
 from moetrace.sinks.recognised import recognised
@@ -39,6 +40,8 @@ from moetrace.tracer import Tracer
 from moetrace.writer import Writer
 
 __all__ = ["attach"]
+
+_log = logging.getLogger("moetrace")
 
 _MOST_NEAR_MISSES = 8
 _DEFAULT_RULES = AlertRules()
@@ -106,6 +109,7 @@ def attach(
     modules = [module for _, module, _ in taken]
     _refuse_second(modules)
     recorded = _recorded(sites, layers)
+    _say_what_is_not_counted(found)
     folder = None if run is None else RunFolder.prepare(run)
     rank = own_rank()
     segment = None
@@ -123,7 +127,14 @@ def attach(
         [device_of(module) or torch.device("cpu") for module in modules],
     )
     hooks = [
-        RoutingProbe(accumulator, reader, SCORINGS.index(site.scoring), state, site.kind, gated=bool(site.gate))
+        RoutingProbe(
+            accumulator,
+            reader,
+            SCORINGS.index(site.scoring),
+            state,
+            site.kind,
+            gated=bool(site.gate),
+        )
         for (site, _, reader), accumulator in zip(taken, accumulators.tensors, strict=True)
     ]
     handles = _hook(model, modules, hooks, state)
@@ -208,6 +219,21 @@ def _no_router(model: nn.Module, found: Sequence[Site]) -> str:
         "read(module, args, kwargs, output) -> moetrace.Routing"
     )
     return "\n".join(lines)
+
+
+def _say_what_is_not_counted(found: Sequence[Found]) -> None:
+    missed = [f"{item.site.name}: {item.site.reason}" for item in found if item.missed]
+    if missed:
+        more = f"; and {len(missed) - 1} more, which discover(model) lists" if missed[1:] else ""
+        _log.warning("experts that are not counted: %s%s", missed[0], more)
+    limited = [item.site.name for item in found if item.site.limited and item.site.taken]
+    if limited:
+        _log.warning(
+            "%s of %d routers: tokens_per_expert is what a capacity limit or chance has left of the "
+            "choice, since they show no more; dropped says how much is missing",
+            ", ".join(limited[:3]) + (", ..." if limited[3:] else ""),
+            len([item for item in found if item.site.taken]),
+        )
 
 
 def _refuse_second(modules: Sequence[nn.Module]) -> None:

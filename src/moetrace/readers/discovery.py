@@ -111,7 +111,8 @@ def find_routers(model: nn.Module, readers: Sequence[Reader]) -> list[Found]:
     modules = list(cores(model))
     for core in modules:
         found += _consider(core, readers, declared)
-    claimed = [item.site.path for item in found]
+    candidates = {id(item.module) for item in found}
+    claimed = [path for core in modules if id(core.hooked) in candidates for path in core.paths]
     for core, experts, reason in unread_experts(modules, claimed):
         site = _site(core, None, experts, reason, limited=False)
         found.append(Found(site, core.hooked, None, missed=True))

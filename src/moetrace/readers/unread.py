@@ -25,12 +25,14 @@ def unread_experts(
     listed: list[str] = []
     for core in found:
         path = core.paths[0]
-        around = path.rpartition(".")[0]
+        blocks = [each.rpartition(".")[0] for each in core.paths]
         name = user_name(path).rpartition(".")[2].lower()
         count = owned_experts(core.module) or inner_experts(core.module)
         if not count or "expert" not in name or core.block is None:
             continue
-        if any(_within(other, around) for other in claimed) or any(_within(path, o) for o in listed):
+        if any(_within(other, block) for other in claimed for block in blocks):
+            continue
+        if any(_within(path, other) for other in listed):
             continue
         listed.append(path)
         yield core, count, _reason(core.block, count)
