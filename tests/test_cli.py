@@ -207,7 +207,7 @@ train        2   1-20     200
 eval         1     10     100
 
 2 x Qwen3MoeTopKRouter, 4 experts, top-1, softmax, read by standard
-  model.layers.0.mlp, model.layers.1.mlp
+  counted in train, eval: model.layers.0.mlp, model.layers.1.mlp
 
 health (train): not told
 health (eval): not told
@@ -236,6 +236,7 @@ fault: none
                 "every",
                 "world_size",
                 "sites",
+                "near_misses",
                 "versions",
                 "health",
                 "events",

@@ -1,6 +1,7 @@
 """The ``moetrace`` command: what was asked for; the work itself is done a floor below.
 
-Exit codes: 0 fine, 2 wrong use, said in one line on standard error.
+Exit codes: 0 fine, 1 ``doctor`` found something worse than a note, 2 wrong use, said in one line on
+standard error.
 """
 
 import argparse
@@ -66,6 +67,10 @@ def parser() -> argparse.ArgumentParser:
     inspect = _add(commands, "inspect", "what was recorded: routers, windows, health", _inspect)
     inspect.add_argument("run", metavar="RUN", help="folder of the run")
 
+    doctor = _add(commands, "doctor", "what is wrong with a run, and what to do", _doctor)
+    doctor.add_argument("run", metavar="RUN", help="folder of the run")
+    doctor.epilog = "Exit code 0 when there is nothing worse than a note, 1 otherwise."
+
     show = _add(commands, "show", "the metrics of a window, layer by layer", _show)
     show.add_argument("run", metavar="RUN", help="folder of the run")
     show.add_argument("--phase", default="train", help="phase of the window (default: %(default)s)")
@@ -122,6 +127,18 @@ def _inspect(options: argparse.Namespace) -> int:
     else:
         show_facts(run)
     return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from moetrace.run import open_run
+    from moetrace.show import diagnose_run, show_diagnosis
+
+    diagnosis = diagnose_run(open_run(options.run))
+    if options.json:
+        _print_json(diagnosis.to_dict())
+    else:
+        show_diagnosis(diagnosis)
+    return 0 if diagnosis.ok else 1
 
 
 def _show(options: argparse.Namespace) -> int:

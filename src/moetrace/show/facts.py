@@ -8,6 +8,8 @@ from typing import Any, TextIO
 from moetrace.printable import printable
 from moetrace.run import Run
 from moetrace.show.columns import Cell, print_line, print_table, width_of
+from moetrace.show.manifest import listed
+from moetrace.show.totals import Totals
 
 __all__ = ["facts", "show_facts"]
 
@@ -19,19 +21,23 @@ LONGEST = 8192
 def facts(run: Run) -> dict[str, Any]:
     """What the run says about itself, as plain numbers, strings, lists and dicts.
 
-    All of `Run.summary`, and: ``path``; from the manifest ``every``, ``world_size``, ``sites`` and
-    ``versions``; ``health``, the tracer's own state when the newest window of each phase closed;
-    ``events``, how many were written.
+    All of `Run.summary`, and: ``path``; from the manifest ``every``, ``world_size``, ``versions``,
+    ``near_misses`` and ``sites``, each with ``calls``, the forwards it counted by phase;
+    ``health``, the tracer's own state when the newest window of each phase closed; ``events``, how
+    many were written.
     """
-    manifest = run.manifest
+    manifest, totals = run.manifest, Totals()
+    for _ in totals.windows(run):
+        pass
     return {
         "path": str(run.path),
         **run.summary(),
         "every": manifest.get("every"),
         "world_size": manifest.get("world_size"),
-        "sites": list(manifest.get("sites") or ()),
+        "sites": [_with_calls(site, totals) for site in listed(manifest, "sites")],
+        "near_misses": list(listed(manifest, "near_misses")),
         "versions": manifest.get("versions"),
-        "health": {phase: _health(run, phase) for phase in run.phases},
+        "health": {phase: dict(totals.health.get(phase, {})) for phase in run.phases},
         "events": len(run.events()),
     }
 
@@ -62,10 +68,15 @@ def show_facts(run: Run, *, stream: TextIO | None = None) -> None:
     print_table(
         ("phase", "windows", "steps", "tokens"), [_phase(p, found) for p in run.phases], out
     )
-    for kind, names in _by_kind(found["sites"]).items():
-        print_line(f"\n{len(names)} x {kind}", out)
-        for line in textwrap.wrap(", ".join(names), width_of(out) - 2, break_on_hyphens=False):
-            print_line(f"  {line}", out)
+    for kind, groups in _by_kind(found["sites"]).items():
+        print_line("", out)
+        _print_folded(f"{sum(map(len, groups.values()))} x {kind}", "", out)
+        for fired, names in groups.items():
+            _print_folded(f"{fired}: {', '.join(names)}", "  ", out)
+    if found["near_misses"]:
+        print_line("\nlooked like a router and was left:", out)
+        for group in found["near_misses"]:
+            _print_folded(_near_miss(group), "  ", out)
     print_line("", out)
     for phase, health in found["health"].items():
         print_line(f"health ({printable(phase)}): {printable(_pairs(health)) or 'not told'}", out)
@@ -73,9 +84,10 @@ def show_facts(run: Run, *, stream: TextIO | None = None) -> None:
         print_line(f"fault: {printable(fault)}", out)
 
 
-def _health(run: Run, phase: str) -> dict[str, Any]:
-    windows = run.snapshots(phase=phase)
-    return dict(windows[-1].health) if windows else {}
+def _with_calls(site: Mapping[str, Any], totals: Totals) -> dict[str, Any]:
+    name = str(site.get("name"))
+    calls = {phase: found.get(name, 0) for phase, found in totals.calls.items()}
+    return {**site, "calls": calls}
 
 
 def _phase(phase: str, found: Mapping[str, Any]) -> list[Cell]:
@@ -88,19 +100,46 @@ def _phase(phase: str, found: Mapping[str, Any]) -> list[Cell]:
     ]
 
 
-def _by_kind(sites: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Names of the routers, with their aliases, by what they are: most models have one kind."""
-    found: dict[str, list[str]] = {}
+def _by_kind(sites: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[str]]]:
+    """Names of the routers, with their aliases, by what they are and by where they counted."""
+    found: dict[str, dict[str, list[str]]] = {}
     for site in sites:
         said = {key: printable(str(value)) for key, value in site.items()}
+        how = f" ({said['scored_by']})" if said.get("scored_by") else ""
         kind = (
             f"{said.get('router')}, {said.get('num_experts')} experts, top-{said.get('top_k')}, "
-            f"{said.get('scoring')}, read by {said.get('reader')}"
+            f"{said.get('scoring')}{how}, read by {said.get('reader')}"
         )
-        also = [printable(str(alias)) for alias in site.get("aliases") or ()]
-        name = " = ".join([said["name"], *also])
-        found.setdefault(kind, []).append(name)
+        aliases = site.get("aliases")
+        also = [printable(str(alias)) for alias in aliases] if isinstance(aliases, list) else []
+        name = " = ".join([said.get("name", "?"), *also])
+        found.setdefault(kind, {}).setdefault(_fired(site), []).append(name)
     return found
+
+
+def _fired(site: Mapping[str, Any]) -> str:
+    if site.get("recorded") is False:
+        return "not recorded (layers=)"
+    phases = [printable(str(phase)) for phase, calls in site["calls"].items() if calls]
+    return f"counted in {', '.join(phases)}" if phases else "counted nothing"
+
+
+def _near_miss(group: Mapping[str, Any]) -> str:
+    paths = group.get("paths")
+    shown = ", ".join(printable(str(path)) for path in (paths if isinstance(paths, list) else ()))
+    what = f"{printable(str(group.get('count')))} x {printable(str(group.get('router')))}"
+    return f"{what} ({shown}): {printable(str(group.get('reason')))}"
+
+
+def _print_folded(text: str, indent: str, out: TextIO) -> None:
+    for line in textwrap.wrap(
+        text,
+        width_of(out),
+        initial_indent=indent,
+        subsequent_indent=indent or "  ",
+        break_on_hyphens=False,
+    ):
+        print_line(line, out)
 
 
 def _listed(numbers: tuple[int, ...]) -> str:
