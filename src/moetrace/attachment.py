@@ -28,8 +28,8 @@ from moetrace.probes import (
     drop_stale_code,
     takes_a_mask,
 )
-from moetrace.rank import launch, own_rank, world_size
 from moetrace.probes.gate import GateProbe
+from moetrace.rank import launch, own_rank, world_size
 from moetrace.readers import Found, Reader, Site, find_routers
 from moetrace.readers.wrapping import unwrapped
 from moetrace.recording import Recording, device_of
@@ -229,8 +229,8 @@ def _say_what_is_not_counted(found: Sequence[Found]) -> None:
     limited = [item.site.name for item in found if item.site.limited and item.site.taken]
     if limited:
         _log.warning(
-            "%s of %d routers: tokens_per_expert is what a capacity limit or chance has left of the "
-            "choice, since they show no more; dropped says how much is missing",
+            "%s of %d routers: tokens_per_expert is what a capacity limit or chance has left of "
+            "the choice, since they show no more; dropped says how much is missing",
             ", ".join(limited[:3]) + (", ..." if limited[3:] else ""),
             len([item for item in found if item.site.taken]),
         )
