@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -33,6 +33,7 @@ from moetrace.rank import launch, own_rank, world_size
 from moetrace.readers import Found, Reader, Site, find_routers
 from moetrace.readers.wrapping import unwrapped
 from moetrace.recording import Recording, device_of
+from moetrace.reduction import Layer, Offer
 from moetrace.sinks.recognised import recognised
 from moetrace.store import RunFolder
 from moetrace.topology import Mesh, Topology, topology_of
@@ -58,6 +59,7 @@ def attach(
     readers: Iterable[Reader] | None = None,
     layers: str | Iterable[str] | None = None,
     topology: Topology | Mesh | None = None,
+    reduce: Literal["read", "live"] = "read",
     alerts: AlertRules | None = _DEFAULT_RULES,
     strict: bool = False,
 ) -> Tracer:
@@ -81,6 +83,10 @@ def attach(
         topology: Where this process stands among those of the run: a `Topology`, or a
             ``DeviceMesh`` with named dimensions. A reader then adds no two ranks that route the
             same tokens, and a pipeline stage (``"pp"``) may hold no router.
+        reduce: ``"read"`` leaves the ranks apart until somebody reads the run. ``"live"`` gives the
+            sinks of every rank the ``train`` windows of all ranks together, added in the
+            background on a gloo group of its own; where a rank is missing, late or different,
+            sinks get this rank's own windows, with one warning. Needs the default process group.
         alerts: What is worth an alert; None for none. An alert goes into the run folder and to each
             sink that has ``alert(alert)``; where no sink has it, it is a warning in the log.
         strict: Raise at the next step end what would only be logged; for tests and CI.
@@ -101,6 +107,8 @@ def attach(
     taken_sinks = [recognised(sink) for sink in sinks]
     asked = _checked_probes(probes)
     place = topology_of(topology)
+    if reduce not in ("read", "live"):
+        raise ValueError(f"found reduce={reduce!r}; it is 'read' or 'live'")
     found = find_routers(model, tuple(readers or ()))
     taken = [(item.site, item.module, item.reader) for item in found if item.reader is not None]
     if not taken and not (place is not None and place.staged):
@@ -153,6 +161,9 @@ def attach(
             segment,
             taken_sinks,
             None if alerts is None else AlertJudge(alerts),
+            _offer(folder, every, [sites[index] for index in recorded], place)
+            if reduce == "live"
+            else None,
         ),
         every,
         sample,
@@ -274,6 +285,15 @@ def _mask_owners(model: nn.Module, routers: Sequence[nn.Module]) -> list[nn.Modu
         for module in model.modules()
         if takes_a_mask(module) and any(id(inner) in wanted for inner in module.modules())
     ]
+
+
+def _offer(
+    folder: RunFolder | None, every: int, sites: Sequence[Site], place: Topology | None
+) -> Offer:
+    """What this rank says to the others where live numbers over all ranks are wanted."""
+    layers = tuple(Layer(site.name, site.num_experts, site.top_k, site.scoring) for site in sites)
+    copies = str(place.copies_of()) if place is not None and place.replicated else ""
+    return Offer("" if folder is None else folder.run_id, every, layers, copies)
 
 
 def _header(

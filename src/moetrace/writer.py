@@ -23,6 +23,7 @@ from moetrace.layout import SCALARS, AccumulatorLayout
 from moetrace.printable import printable
 from moetrace.probe_stats import joined
 from moetrace.readers import Site
+from moetrace.reduction import LiveReduction, Offer
 from moetrace.routing_stats import RoutingStats
 from moetrace.sinks.base import Sink
 from moetrace.snapshot import Snapshot, merge
@@ -32,6 +33,8 @@ __all__ = ["ClosedWindow", "Log", "Writer", "stats_of"]
 _log = logging.getLogger("moetrace")
 
 _LONGEST_QUEUE = 32
+_FOR_SINKS = 2.0
+"""Seconds before the end of `Writer.close` at which it waits for no other rank any more."""
 _MOST_BYTES = 64 << 20
 _MOST_LIVES = 4
 _MOST_PHASES = 8  # whose newest snapshot is kept: a user may name one phase a step
@@ -92,6 +95,8 @@ class Writer:
         log: The segment of the run folder, or None to keep nothing on disk.
         sinks: Each gets a thread and a queue of its own.
         alerts: Judges every snapshot that is in the log; None judges none.
+        live: What this rank offers to a live reduction over all ranks, which then stands between
+            the log and the sinks; None gives the sinks this rank's own windows.
     """
 
     def __init__(
@@ -102,6 +107,7 @@ class Writer:
         log: Log | None,
         sinks: Sequence[Sink],
         alerts: AlertJudge | None = None,
+        live: Offer | None = None,
     ) -> None:
         self.latest: Snapshot | None = None
         self.newest: dict[str, Snapshot] = {}
@@ -112,6 +118,7 @@ class Writer:
         self._identity = dict(identity)
         self._segment = log
         self._judge = alerts
+        self._live = None if live is None else LiveReduction(live, self._distribute)
         self._seq = 0
         size = 8 * sum(AccumulatorLayout(site.num_experts).width for site in sites)
         self._longest_queue = min(_LONGEST_QUEUE, max(2, _MOST_BYTES // max(1, size)))
@@ -151,6 +158,8 @@ class Writer:
         # A tracer that the collector finds may be closed by any thread, this one too.
         if threading.current_thread() is not self._thread:
             self._thread.join(max(0.0, deadline - time.monotonic()))
+        if self._live is not None:
+            self._live.close(deadline - _FOR_SINKS)
         for feed in self.feeds:
             feed.finish()  # all at once: one that hangs must not take the time of the others
         late = [feed.name for feed in self.feeds if not feed.close(deadline)]
@@ -234,6 +243,12 @@ class Writer:
         self._seq += 1
         self.latest = snapshot
         alerts = self._judged(snapshot)
+        if self._live is None:
+            self._distribute(snapshot, alerts)
+        else:
+            self._live.offer(snapshot, alerts)
+
+    def _distribute(self, snapshot: Snapshot, alerts: tuple[Alert, ...]) -> None:
         for feed in self.feeds:
             feed.offer(snapshot, alerts)
 
