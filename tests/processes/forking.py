@@ -6,7 +6,6 @@ import signal
 import time
 from collections.abc import Callable
 
-
 from moetrace import attach
 from moetrace.sinks import MemorySink
 from tests.processes.loop import model, say, train

@@ -154,7 +154,6 @@ def _serve() -> bool:
 if __name__ == "__main__":
     import torch  # noqa: F401
 
-    import moetrace.attachment
-    import tests.processes.loop  # noqa: F401
+    import tests.processes.loop  # noqa: F401 - and with it all of moetrace
 
     _serve()

@@ -10,7 +10,7 @@ from tests.processes.loop import steps_in
 from tests.processes.nursery import Nursery
 
 START = """
-import os, signal, sys, threading, time
+import os, signal, sys, threading, time, torch
 from moetrace import attach
 from tests.processes.loop import *
 traced = model()
@@ -85,7 +85,7 @@ class TestWithoutClose:
             + TWENTY.removeprefix(START)
             + "atexit.register(lambda: train(tracer, traced, 1))\n"
         )
-        done = nursery.run("import torch\n" + program, run=str(tmp_path))
+        done = nursery.run(program, run=str(tmp_path))
         assert (done.code, done.err, steps_in(tmp_path)) == (0, "", 21)
 
     def test_a_daemon_thread_may_step_on_while_the_interpreter_ends(

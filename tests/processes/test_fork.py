@@ -123,7 +123,7 @@ class TestFork:
             "else:\n"
             "    assert os.waitpid(pid, 0)[1] == 0\n"
         )
-        done = nursery.run("import torch\n" + program, run=str(tmp_path))
+        done = nursery.run(program, run=str(tmp_path))
         assert (done.code, done.err, steps_in(tmp_path)) == (0, "", 4)
         assert sorted(p.name[:11] for p in tmp_path.glob("segments/*-*-*")) == [
             "00000-00000",
@@ -166,13 +166,13 @@ class TestMultiprocessing:
             "tracer.close()\n"
             "say(str(tracer.step))\n"
         )
-        done = nursery.run("import torch\n" + program, run=str(tmp_path))
+        done = nursery.run(program, run=str(tmp_path))
         assert (done.code, done.err, done.out) == (0, "", "24\n")
         assert steps_in(tmp_path) == 24
         assert len(list(tmp_path.glob("segments/*-*-*"))) == 1
 
     def test_a_child_has_no_hooks_on_its_copy(self, nursery: Nursery, tmp_path: Path) -> None:
-        """D9: in the child the inherited model is as before attach; in the parent nothing changes."""
+        """D9: the child's copy of the model is as before attach; the parent's stays traced."""
         program = START + (
             "tracer = attach(traced, run, every=1)\n"
             "hooks = lambda: sum(len(m._forward_hooks) for m in traced.modules())\n"

@@ -17,7 +17,7 @@ from moetrace.snapshot import Snapshot
 from moetrace.store import files
 from moetrace.store.arrays import TENSORS
 from moetrace.store.lines import MAX_LINE, DamagedRecord, open_line, read_lines, restored
-from moetrace.store.names import CLAIM, LOG, SEGMENTS, SegmentName
+from moetrace.store.names import CLAIM, LOG, SEGMENTS, UNFINISHED, SegmentName
 from moetrace.store.records import Rows, parse_snapshot
 from moetrace.store.schema import FORMAT, integer, mapping, real, run_id, text
 
@@ -82,6 +82,7 @@ class Segment:
             lines count, by nonce, of segments that this one replaced after a failed write.
         entries: Its snapshots, in the order of the log.
         events: Its events: ``kind``, ``wall_time`` and ``fields``.
+        event_lines: Number of the line of each event.
         ended: Whether the log was closed in order.
         faults: What could not be read, in words.
     """
@@ -90,6 +91,7 @@ class Segment:
     header: Mapping[str, Any] | None
     entries: tuple[Entry, ...]
     events: tuple[Mapping[str, Any], ...]
+    event_lines: tuple[int, ...]
     ended: bool
     faults: tuple[str, ...]
 
@@ -106,7 +108,11 @@ def segment_names(root: str) -> tuple[list[SegmentName], list[str]]:
     finally:
         files.close(run)
     try:
-        found = [name for name in files.list_names(segments) if not CLAIM.fullmatch(name)]
+        found = [
+            name
+            for name in files.list_names(segments)
+            if not CLAIM.fullmatch(name) and not UNFINISHED.fullmatch(name)
+        ]
     finally:
         files.close(segments)
     names = [name for name in map(SegmentName.parse, found) if name]
@@ -225,6 +231,7 @@ class _Scan:
         self._header: dict[str, Any] | None = None
         self._entries: list[Entry] = []
         self._events: list[Mapping[str, Any]] = []
+        self._event_lines: list[int] = []
         self._ended = False
         self._faults: list[str] = []
         self._untold = 0
@@ -267,6 +274,7 @@ class _Scan:
             header=self._header,
             entries=tuple(self._entries),
             events=tuple(self._events),
+            event_lines=tuple(self._event_lines),
             ended=self._ended,
             faults=(*self._faults, *more),
         )
@@ -286,6 +294,7 @@ class _Scan:
                 self._entries.append(self._entry(record, offset, len(line)))
             case "event":
                 self._events.append(_event(record))
+                self._event_lines.append(number)
             case "end":
                 self._ended = True
 
