@@ -1,0 +1,157 @@
+"""moetrace in the Trainer of transformers and the trainers built on it, such as TRL's."""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from moetrace.alerts import AlertRules
+from moetrace.probes import GradientProbe
+from moetrace.readers import Reader
+from moetrace.settings import USUAL_RULES, Settings
+from moetrace.topology import Mesh, Topology
+from moetrace.tracer import Tracer
+from moetrace_adapters.session import OnMissing, Session
+
+__all__ = ["MoETraceCallback"]
+
+
+class MoETraceCallback(TrainerCallback):
+    """Traces what a Trainer trains: ``Trainer(..., callbacks=[MoETraceCallback("runs/exp1")])``.
+
+    It attaches when training begins, on every rank, and closes with the Trainer's last log, while
+    the trackers of its integrations are still open. Windows are counted in optimizer steps
+    (``global_step``), however many micro-batches those have; evaluation is phase ``eval``. A
+    training that resumes goes on in the same run folder as a new attempt, and each checkpoint holds
+    a small file ``moetrace.json`` that says where the run is. Each trial of a hyper-parameter
+    search gets a folder of its own inside ``run``. Evaluation outside of ``train()`` is not traced:
+    put `moetrace.attach` around it.
+
+    Args:
+        run: As in `moetrace.attach`, like all but the last.
+        every: Optimizer steps per window.
+        sample: Count only the first of every so many steps.
+        sinks: Where else snapshots go: sinks, and names such as ``"console"``, which are made when
+            training begins.
+        probes: What to measure beside routing.
+        readers: Your own readers.
+        layers: Glob or globs over site names.
+        topology: Where this process stands among those of the run.
+        alerts: What is worth an alert, None for no alerts.
+        strict: Raise in the training what would only be logged; for tests and CI.
+        on_missing: ``"raise"`` `NoRouterFound` when training begins on a model without a router, or
+            ``"warn"`` and train untraced.
+    """
+
+    def __init__(
+        self,
+        run: str | os.PathLike[str] | None = None,
+        *,
+        every: int = 100,
+        sample: int = 1,
+        sinks: Iterable[Any] = (),
+        probes: Iterable[GradientProbe] = (),
+        readers: Iterable[Reader] | None = None,
+        layers: str | Iterable[str] | None = None,
+        topology: Topology | Mesh | None = None,
+        alerts: AlertRules | Mapping[str, Any] | None = USUAL_RULES,
+        strict: bool = False,
+        on_missing: OnMissing = "raise",
+    ) -> None:
+        settings = Settings(
+            run=run,
+            every=every,
+            sample=sample,
+            sinks=sinks,
+            probes=probes,
+            readers=readers,
+            layers=layers,
+            topology=topology,
+            alerts=alerts,
+            strict=strict,
+        )
+        self._session = Session(settings, on_missing)
+        self._trial: tuple[Any, Any] | None = None
+        self._trials = 0
+
+    @property
+    def tracer(self) -> Tracer | None:
+        """The tracer of the training that runs, or that ran last."""
+        return self._session.tracer
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Attach; also where a training begins again after a failed one, or with the next trial.
+
+        Raises:
+            MoETraceError, ValueError, TypeError: A mistake of use.
+        """
+        if model is not None:
+            self._session.open(model, run=self._run(state))
+        # Evaluation may come before the first step, and a resumed training is not at step 0.
+        self._session.do(lambda tracer: tracer.on_step_begin(state.global_step + 1))
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begin an optimizer step; its micro-batches follow."""
+        self._session.do(lambda tracer: tracer.on_step_begin(state.global_step + 1))
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """End it; ``global_step`` counts it already."""
+        self._session.do(lambda tracer: tracer.on_step_end(state.global_step))
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Close the windows, so that they end where a resume begins, and leave the pointer."""
+        writes = state.is_world_process_zero
+        folder = self._session.do(lambda _: _checkpoint(args, state)) if writes else None
+        self._session.point(folder, step=state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Close with the last log of a training: at `on_train_end` the trackers are gone."""
+        if "train_runtime" in (logs or {}):
+            self._session.close(last=not state.is_hyper_param_search)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Close where no last log came, as for a pruned trial."""
+        self._session.close(last=not state.is_hyper_param_search)
+        self._trial = None
+
+    def _run(self, state: TrainerState) -> Path | None:
+        run = self._session.settings.run
+        if run is None or not state.is_hyper_param_search:
+            return None
+        trial = (state.trial_name, state.trial_params)
+        if trial != self._trial:  # the same again is a retry with another batch size
+            self._trial = trial
+            self._trials += 1
+        return Path(run) / (state.trial_name or f"trial-{self._trials - 1}")
+
+
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path | None:
+    """The checkpoint that was written last; trials have theirs one folder further down."""
+    inside = "*/" if state.is_hyper_param_search else ""
+    found = Path(str(args.output_dir)).glob(f"{inside}checkpoint-{state.global_step}")
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
