@@ -7,6 +7,7 @@ import platform
 import uuid
 import weakref
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,9 @@ from torch.utils.hooks import RemovableHandle
 
 from moetrace.accumulator import Accumulators
 from moetrace.alerts import AlertJudge, AlertRules
+from moetrace.diagnosis.near_misses import grouped
+from moetrace.diagnosis.structure import Traced, scored_by
+from moetrace.diagnosis.tracing import Attached
 from moetrace.errors import AlreadyAttached, NoRouterFound
 from moetrace.layout import SCORINGS, AccumulatorLayout
 from moetrace.ops import TracerState, register
@@ -34,7 +38,7 @@ from moetrace.readers import Found, Reader, Site, find_routers
 from moetrace.readers.wrapping import unwrapped
 from moetrace.recording import Recording, device_of
 from moetrace.reduction import Layer, Offer
-from moetrace.sinks.recognised import recognised
+from moetrace.sinks.recognised import sink_for
 from moetrace.store import RunFolder
 from moetrace.topology import Mesh, Topology, topology_of
 from moetrace.tracer import Tracer
@@ -75,7 +79,7 @@ def attach(
         sample: Count only the first of every so many steps; what is left out costs an early return.
             Evaluation and named phases are counted all the same.
         sinks: Where else snapshots go: objects with ``write(snapshot)`` and ``close()``, or loggers
-            such as the ``wandb`` module or a ``SummaryWriter``, see `moetrace.sinks.recognised`.
+            such as the ``wandb`` module or a ``SummaryWriter``, see `moetrace.sinks.sink_for`.
         probes: What to measure beside routing: ``GradientProbe()``.
         readers: Your own readers, tried before the built-in ones.
         layers: Glob or globs over site names: only those are recorded. All are hooked all the same,
@@ -104,7 +108,7 @@ def attach(
     and none at their end, one device-to-host copy per window.
     """
     _check_arguments(model, every, sample, alerts)
-    taken_sinks = [recognised(sink) for sink in sinks]
+    taken_sinks = [sink_for(sink) for sink in sinks]
     asked = _checked_probes(probes)
     place = topology_of(topology)
     if reduce not in ("read", "live"):
@@ -118,11 +122,19 @@ def attach(
     _refuse_second(modules)
     recorded = _recorded(sites, layers)
     _say_what_is_not_counted(found)
+    attached = Attached(
+        weakref.ref(model),
+        tuple(
+            Traced(site, weakref.ref(module), reader, recorded=index in recorded)
+            for index, (site, module, reader) in enumerate(taken)
+        ),
+        tuple(item.site for item in found if item.reader is None),
+    )
     folder = None if run is None else RunFolder.prepare(run)
     rank = own_rank()
     segment = None
     if folder is not None:
-        segment = folder.open_segment(rank=rank, header=_header(model, sites, every, place))
+        segment = folder.open_segment(rank=rank, header=_header(model, attached, every, place))
     identity = {
         "run_id": uuid.uuid4().hex[:12] if folder is None else folder.run_id,
         "rank": rank,
@@ -150,7 +162,7 @@ def attach(
         if site.gate:
             gate = unwrapped(module).get_submodule(site.gate)
             handles.append(gate.register_forward_hook(GateProbe(state)))
-    drop_stale_code()
+    attached = replace(attached, dropped_code=drop_stale_code())
     recording = Recording(
         state,
         accumulators,
@@ -173,7 +185,8 @@ def attach(
         _gradient_meter(model, modules, asked),
     )
     path = None if folder is None else Path(folder.path)
-    return Tracer(recording, [sites[index] for index in recorded], path, strict=strict)
+    shown = [sites[index] for index in recorded]
+    return Tracer(recording, shown, path, attached=attached, strict=strict)
 
 
 def _check_arguments(model: Any, every: Any, sample: Any, alerts: Any) -> None:
@@ -297,7 +310,7 @@ def _offer(
 
 
 def _header(
-    model: nn.Module, sites: Sequence[Site], every: int, place: Topology | None
+    model: nn.Module, attached: Attached, every: int, place: Topology | None
 ) -> dict[str, Any]:
     return {
         "model": type(model).__name__,
@@ -307,16 +320,19 @@ def _header(
         **({} if place is None else {"topology": place.to_record()}),
         "sites": [
             {
-                "name": site.name,
-                "aliases": list(site.aliases),
-                "num_experts": site.num_experts,
-                "top_k": site.top_k,
-                "scoring": site.scoring,
-                "reader": site.reader,
-                "router": site.router,
+                "name": item.site.name,
+                "aliases": list(item.site.aliases),
+                "num_experts": item.site.num_experts,
+                "top_k": item.site.top_k,
+                "scoring": item.site.scoring,
+                "scored_by": scored_by(item.module(), item.site.scoring),
+                "reader": item.site.reader,
+                "router": item.site.router,
+                "recorded": item.recorded,
             }
-            for site in sites
+            for item in attached.traced
         ],
+        "near_misses": grouped(attached.near_misses),
         "versions": {
             "moetrace": version("moetrace"),
             "torch": torch.__version__,

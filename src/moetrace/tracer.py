@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from torch import Tensor
 
+from moetrace.diagnosis.finding import Diagnosis, Finding
+from moetrace.diagnosis.tracing import Attached, diagnose
 from moetrace.readers import Site
 from moetrace.recording import Recording
 from moetrace.snapshot import Snapshot
@@ -34,11 +36,13 @@ class Tracer:
         sites: Sequence[Site],
         run: Path | None,
         *,
+        attached: Attached,
         strict: bool,
     ) -> None:
         self.sites = tuple(sites)
         self.run = run
         self._recording = recording
+        self._attached = attached
         self._strict = strict
         # At interpreter exit, when the tracer is dropped, and where a multiprocessing child ends.
         self._finalizer = weakref.finalize(self, recording.close)
@@ -140,6 +144,36 @@ class Tracer:
         with self._barrier():
             return self._recording.flush(time.monotonic() + _FLUSH_TIMEOUT)
         return None
+
+    def doctor(self, inputs: Any = None, *, training: bool | None = None) -> Diagnosis:
+        """What is wrong with this tracing, and what to do: ``print(tracer.doctor())``.
+
+        Without ``inputs`` it says what is known: every site with how it is read, which counted and
+        which never did, whether the counts add up, masks, hooks, hazards, sinks. With ``inputs`` it
+        runs one forward of the model besides and compares what each router decided with what its
+        experts received. That forward is uncompiled, without gradients, and counts nothing; random
+        states, buffers and attributes of the modules are put back, so that the training goes on bit
+        for bit as without it. A cache among the inputs is filled as by any forward. A model whose
+        weights are spread over ranks is not run.
+
+        Call it between steps, on the training thread. What the findings mean: ``docs/doctor.md``.
+
+        Args:
+            inputs: Keyword arguments of the model as a dict, positional ones as a tuple, or one
+                tensor, on the model's device.
+            training: Train or eval mode in that forward; None leaves every module as it is.
+
+        Returns:
+            The diagnosis; ``.ok`` where nothing is worse than a note.
+
+        Cost: waits for the writer at most 5 s and reads the open window off the device; with
+        ``inputs`` one forward and a copy of the model's buffers. Nothing where it is not called.
+        """
+        with self._barrier():
+            return diagnose(self._recording, self._attached, inputs, training=training)
+        text = "the diagnosis itself failed; the log names the exception"
+        failed = Finding("doctor-failed", "error", text, "report it; the training is not affected")
+        return Diagnosis("a model", (), (failed,))
 
     def close(self) -> None:
         """Commit and write everything, take the hooks off, end the threads; at most 5 s.

@@ -49,7 +49,7 @@ class Attached:
     model: weakref.ref[nn.Module]
     traced: tuple[Traced, ...]
     near_misses: tuple[Site, ...]
-    dropped_code: bool
+    dropped_code: bool = False
 
 
 def diagnose(
