@@ -33,6 +33,7 @@ from moetrace.probes import (
     takes_a_mask,
 )
 from moetrace.probes.gate import GateProbe
+from moetrace.probes.places import Places
 from moetrace.rank import launch, own_rank, world_size
 from moetrace.readers import Found, Reader, Site, find_routers
 from moetrace.readers.wrapping import unwrapped
@@ -183,6 +184,7 @@ def attach(
         [weakref.ref(module) for module in modules],
         handles,
         _gradient_meter(model, modules, asked),
+        Places(model, [site.name for site in sites], [site.path for site in sites], modules),
     )
     path = None if folder is None else Path(folder.path)
     shown = [sites[index] for index in recorded]

@@ -20,6 +20,7 @@ from moetrace.accumulator import Accumulators, PackedWindow
 from moetrace.host_copy import HostCopies
 from moetrace.ops import TracerState
 from moetrace.probes import GradientMeter, RoutingProbe
+from moetrace.probes.places import Places
 from moetrace.snapshot import Snapshot
 from moetrace.writer import ClosedWindow, Writer
 
@@ -49,6 +50,7 @@ class Recording:
         routers: Weak references to the routers, in the same order.
         handles: All hooks on the model, removed by `close`.
         gradients: Measures gradients, where asked for.
+        places: Where the routers hang, looked at whenever windows close.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Recording:
         routers: Sequence[weakref.ref[nn.Module]],
         handles: Sequence[RemovableHandle],
         gradients: GradientMeter | None = None,
+        places: Places | None = None,
     ) -> None:
         self.writer = writer
         self.step = 0
@@ -74,6 +77,7 @@ class Recording:
         self._routers = tuple(routers)
         self._handles = tuple(handles)
         self._gradients = gradients
+        self._places = places
         self._copies = HostCopies()
         self._under_way: deque[ClosedWindow] = deque()
         self._spans: dict[str, list[int]] = {}
@@ -156,6 +160,7 @@ class Recording:
             self._collect_open_phase()
             if self._state.misplaced:
                 self._follow_the_model()
+            self._look_for_lost()
             for phase in self._accumulators.phases:
                 if self.writer.behind() or not self._copies.free():
                     self._coalesced += 1
@@ -243,6 +248,8 @@ class Recording:
             health["masks_not_applied"] = self._state.misfits
         if self._state.errors:
             health["errors"] = sum(self._state.errors.values())
+        if self._places is not None and self._places.lost:
+            health["lost_layers"] = len(self._places.lost)
         return health
 
     def leave_to_parent(self) -> None:
@@ -342,6 +349,17 @@ class Recording:
             worst = self._state.errors.most_common(1)[0][0]
             self.say(f"a router could not be counted: {worst}; training is not affected")
         return self.told()
+
+    def _look_for_lost(self) -> None:
+        lost = self._places.newly_lost() if self._places is not None else []
+        for name in lost:
+            self.writer.lose(name)
+        if lost:
+            self.say(
+                f"{len(lost)} routers were replaced after attach and count nothing any more "
+                f"({', '.join(lost[:3])}{', ...' if lost[3:] else ''}); close() this tracer and "
+                "attach again to count those that took their place"
+            )
 
     def _follow_the_model(self) -> None:
         self._state.misplaced = False

@@ -123,6 +123,7 @@ class Writer:
         size = 8 * sum(AccumulatorLayout(site.num_experts).width for site in sites)
         self._longest_queue = min(_LONGEST_QUEUE, max(2, _MOST_BYTES // max(1, size)))
         self._queue: deque[ClosedWindow] = deque()
+        self._lost: deque[str] = deque()
         self._unwritten: dict[str, Snapshot] = {}
         self._checked_silence = False
         self._wake = threading.Condition()
@@ -142,6 +143,10 @@ class Writer:
         with self._wake:
             self._queue.append(window)
             self._wake.notify_all()
+
+    def lose(self, layer: str) -> None:
+        """Note that a router was replaced; becomes an event of the run with the next window."""
+        self._lost.append(layer)
 
     def drain(self, deadline: float) -> bool:
         """Wait until everything submitted is in the log, at most until ``deadline`` (monotonic)."""
@@ -242,6 +247,7 @@ class Writer:
                 return
         self._seq += 1
         self.latest = snapshot
+        self._record_lost()
         alerts = self._judged(snapshot)
         if self._live is None:
             self._distribute(snapshot, alerts)
@@ -251,6 +257,15 @@ class Writer:
     def _distribute(self, snapshot: Snapshot, alerts: tuple[Alert, ...]) -> None:
         for feed in self.feeds:
             feed.offer(snapshot, alerts)
+
+    def _record_lost(self) -> None:
+        try:
+            while self._lost:
+                if self._segment is not None:
+                    self._segment.event("layer_lost", {"layer": self._lost[0]})
+                self._lost.popleft()
+        except Exception as error:
+            self._say_unwritten(error)
 
     def _judged(self, snapshot: Snapshot) -> tuple[Alert, ...]:
         """What is to be said about this window; a fault here costs alerts and nothing else."""

@@ -20,6 +20,12 @@ _FINDINGS = {
         "{} forwards had a padding mask that does not fit the tokens of a router",
         "padding is counted there: give the mask of these tokens with tracer.tokens(mask=...)",
     ),
+    "lost_layers": (
+        "layer-lost",
+        "error",
+        "{} routers were replaced after attach and count nothing any more",
+        "close() the tracer and attach again; to have one run, attach after the model is complete",
+    ),
     "failed_sinks": (
         "sink-failed",
         "warning",

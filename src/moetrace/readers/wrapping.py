@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-__all__ = ["Core", "class_of", "cores", "unwrapped", "user_name"]
+__all__ = ["Core", "class_of", "cores", "hangs_at", "unwrapped", "user_name"]
 
 _CALLS_IT = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Wrappers that call what they wrap once per forward and return what it returned."""
@@ -65,6 +65,21 @@ def unwrapped(module: nn.Module) -> nn.Module:
     return module
 
 
+def hangs_at(model: nn.Module, path: str, module: nn.Module) -> bool:
+    """Whether a module that was found at ``path`` still runs there, whatever wraps it by now.
+
+    False once something else hangs there, or where an adapter runs a copy in its place.
+    """
+    at: nn.Module | None = model
+    for part in filter(None, path.split(".")):
+        while at is not None and part not in at._modules:
+            at = _running(at)
+        at = None if at is None else at._modules[part]
+    while at is not None and at is not module:
+        at = _running(at)
+    return at is not None
+
+
 def class_of(module: nn.Module) -> type[nn.Module]:
     """The class that the user wrote: FSDP2 gives an instance a class of its own, ``FSDP...``."""
     bases = type(module).__bases__
@@ -105,6 +120,15 @@ def _inside(module: nn.Module) -> str:
         if name in module._modules and any(c.__name__ == wrapper for c in type(module).__mro__):
             return name
     return ""
+
+
+def _running(wrapper: nn.Module) -> nn.Module | None:
+    """What a wrapper calls; None for what is no wrapper."""
+    copies = wrapper._modules.get(_COPIES)
+    name = _inside(wrapper)
+    if name == "original_module" and copies is not None and len(list(copies.children())) > 0:
+        return next(copies.children())
+    return wrapper.get_submodule(name) if name else None
 
 
 def _is_wrapped(reached: dict[str, nn.Module], parts: list[str]) -> bool:
