@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 HEAVY = ("torch", "numpy", "rich", "transformers", "safetensors", "orjson", "matplotlib")
 
-COMMANDS = ("demo", "doctor", "inspect", "report", "show")
+COMMANDS = ("demo", "doctor", "inspect", "report", "show", "sync")
 
 
 def imported_by(code: str, names: tuple[str, ...] = HEAVY) -> set[str]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         NoRouterFound,
         RunFolderError,
         RunNotReadable,
+        SinkFailed,
     )
     from moetrace.probes import GradientProbe
     from moetrace.readers import Reader, Site, discover
@@ -41,6 +42,7 @@ _HOMES = {
     "RunFolderError": "moetrace.errors",
     "RunNotReadable": "moetrace.errors",
     "Sink": "moetrace.sinks.base",
+    "SinkFailed": "moetrace.errors",
     "Site": "moetrace.readers",
     "Snapshot": "moetrace.snapshot",
     "Topology": "moetrace.topology",
@@ -65,6 +67,7 @@ __all__ = [
     "RunFolderError",
     "RunNotReadable",
     "Sink",
+    "SinkFailed",
     "Site",
     "Snapshot",
     "Topology",

@@ -79,6 +79,21 @@ def parser() -> argparse.ArgumentParser:
     report = _add(commands, "report", "one self-contained HTML page", _report)
     report.add_argument("run", metavar="RUN", help="folder of the run")
     report.add_argument("-o", "--out", help="file to write (default: RUN/report.html)")
+
+    sync = _add(
+        commands, "sync", "replay a run into a sink, such as a tracker that was down", _sync
+    )
+    sync.add_argument("run", metavar="RUN", help="folder of the run")
+    sync.add_argument(
+        "--to", required=True, metavar="SINK", help="name of a sink, or module:factory of your own"
+    )
+    sync.add_argument(
+        "--after",
+        type=int,
+        default=-1,
+        metavar="STEP",
+        help="only windows that end after this step",
+    )
     return whole
 
 
@@ -175,6 +190,21 @@ def _report(options: argparse.Namespace) -> int:
         _print_json({"run_id": run.run_id, "report": str(written)})
     else:
         print(printable(str(written), longest=LONGEST))
+    return 0
+
+
+def _sync(options: argparse.Namespace) -> int:
+    from moetrace.run import open_run
+    from moetrace.sync import make_sink, sync_run
+
+    run = open_run(options.run)
+    synced = sync_run(run, make_sink(options.to), after=options.after)
+    if options.json:
+        record = {"run_id": run.run_id, "sink": options.to, "windows": synced.windows}
+        _print_json({**record, "last_step": synced.last_step, "faults": list(run.faults)})
+    else:
+        up_to = "" if synced.last_step is None else f", up to step {synced.last_step}"
+        print(f"sent {synced.windows} windows to {options.to}{up_to}")
     return 0
 
 

@@ -5,14 +5,22 @@ MoETraceError
 |- NoRouterFound      attach: nothing in the model could be read as a router
 |- AlreadyAttached    attach: another tracer holds a router of this model
 |- RunFolderError     attach: the run folder cannot be written, or is somebody else's
-`- RunNotReadable     open_run: there is no run at that path, or none that can be read
+|- RunNotReadable     open_run: there is no run at that path, or none that can be read
+`- SinkFailed         sync_run: a sink raised while a run was replayed into it
 ```
 
 Wrong arguments raise `ValueError` or `TypeError`. After `attach` returned, nothing of these reaches
 the training.
 """
 
-__all__ = ["AlreadyAttached", "MoETraceError", "NoRouterFound", "RunFolderError", "RunNotReadable"]
+__all__ = [
+    "AlreadyAttached",
+    "MoETraceError",
+    "NoRouterFound",
+    "RunFolderError",
+    "RunNotReadable",
+    "SinkFailed",
+]
 
 
 class MoETraceError(Exception):
@@ -33,3 +41,7 @@ class RunFolderError(MoETraceError, OSError):
 
 class RunNotReadable(MoETraceError, ValueError):
     """The path holds no run, or one of a format that this version does not read."""
+
+
+class SinkFailed(MoETraceError):
+    """A sink raised while a run was replayed into it; the message says how to go on."""
