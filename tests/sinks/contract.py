@@ -1,11 +1,12 @@
 """What every sink must do, whatever it is for: subclass `SinkContract` and give it a ``sink``."""
 
 import threading
+from typing import Any
 
 import pytest
 from torch import zeros
 
-from moetrace import attach
+from moetrace import Alert, attach
 from moetrace.sinks import Sink
 from tests.report.made import stats, window
 from tests.tiny import ScriptedModel
@@ -21,6 +22,35 @@ WINDOWS = (
 """An ordinary window, another phase, nothing routed, no scores, no layers, a hostile name."""
 
 
+def alert(**changes: Any) -> Alert:
+    """An alert of an ordinary layer, or as told."""
+    fields: dict[str, Any] = {
+        "kind": "severe_imbalance",
+        "state": "started",
+        "layer": "layers.0.mlp",
+        "phase": "train",
+        "first_step": 1,
+        "step": 20,
+        "value": 4.52,
+        "threshold": 4.0,
+        "floor": 1.1,
+        "message": "layers.0.mlp: Severe expert imbalance (ratio: 4.52)",
+        "active": 2,
+    }
+    return Alert(**{**fields, **changes})
+
+
+ALERTS = (
+    alert(),
+    alert(
+        kind="low_entropy", phase="a phase", message="layers.0.mlp: Low routing entropy (0.0100)"
+    ),
+    alert(layer="\x1b]0;t\x07\ud800", message="\x1b]0;t\x07\ud800: Severe expert imbalance"),
+    alert(state="ended", step=40, value=1.2, active=0),
+)
+"""One that starts, one of another phase, one of a layer with a hostile name, one that is over."""
+
+
 class SinkContract:
     @pytest.fixture
     def sink(self) -> Sink:
@@ -31,6 +61,14 @@ class SinkContract:
         """No snapshot that a run can hold makes the sink raise."""
         for snapshot in WINDOWS:
             sink.write(snapshot)
+        sink.close()
+
+    def test_takes_every_kind_of_alert(self, sink: Sink) -> None:
+        """A sink that wants to be told of alerts takes any that can be raised."""
+        told = getattr(sink, "alert", None)
+        sink.write(WINDOWS[0])
+        for item in ALERTS if told is not None else ():
+            told(item)
         sink.close()
 
     def test_may_be_closed_without_a_window(self, sink: Sink) -> None:

@@ -1,8 +1,9 @@
 import pytest
 
+from moetrace import Alert
 from moetrace.sinks import CallableSink
 from moetrace.snapshot import Snapshot
-from tests.sinks.contract import WINDOWS, SinkContract
+from tests.sinks.contract import ALERTS, WINDOWS, SinkContract
 
 
 class TestCallableSink(SinkContract):
@@ -34,3 +35,12 @@ class TestCallableSink(SinkContract):
         """A mistake shows where it was made, not in the first window."""
         with pytest.raises(TypeError, match="found str; CallableSink takes a function"):
             CallableSink("print")  # type: ignore[arg-type]
+
+    def test_calls_a_second_function_with_each_alert(self) -> None:
+        """Alerts have a function of their own; without it the sink takes none."""
+        said: list[Alert] = []
+        sink = CallableSink(print, alert=said.append)
+        for item in ALERTS:
+            sink.alert(item)
+        assert said == list(ALERTS)
+        assert not hasattr(CallableSink(print), "alert")

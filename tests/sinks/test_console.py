@@ -6,7 +6,7 @@ import pytest
 from moetrace.sinks import ConsoleSink
 from moetrace.sinks.console import window_line
 from tests.report.made import stats, window
-from tests.sinks.contract import WINDOWS, SinkContract
+from tests.sinks.contract import ALERTS, WINDOWS, SinkContract, alert
 
 
 class TestConsoleSink(SinkContract):
@@ -53,6 +53,47 @@ class TestConsoleSink(SinkContract):
         assert "\\x1b]0;title\\x07\\u202e[/b]" in stream.getvalue()
         assert not (kinds - {"Zs"}) & {"Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
         assert set(filter(lambda c: unicodedata.category(c) == "Cc", stream.getvalue())) == {"\n"}
+
+
+class TestAlerts:
+    def test_the_lines_are_those_of_the_seeds(self) -> None:
+        """S1-08, S1-37, S1-38: byte for byte, with two spaces behind the sign."""
+        stream = io.StringIO()
+        sink = ConsoleSink(stream)
+        sink.alert(alert(step=1500))
+        message = "layers.4.mlp: 3/8 experts unused"
+        sink.alert(alert(kind="unused_experts", step=2300, message=message))
+        assert stream.getvalue() == (
+            "\u26a0\ufe0f  MoE Alert at step 1500: layers.0.mlp: "
+            "Severe expert imbalance (ratio: 4.52)\n"
+            "\u26a0\ufe0f  MoE Alert at step 2300: layers.4.mlp: 3/8 experts unused\n"
+        )
+
+    def test_one_line_when_it_is_over(self) -> None:
+        """The end says since when it was, with the figure that ended it."""
+        stream = io.StringIO()
+        over = "layers.0.mlp: Severe expert imbalance (ratio: 1.20)"
+        ConsoleSink(stream).alert(alert(state="ended", step=40, first_step=11, message=over))
+        assert stream.getvalue() == (
+            "\u26a0\ufe0f  MoE Alert over at step 40: layers.0.mlp: "
+            "Severe expert imbalance (ratio: 1.20) (since step 11)\n"
+        )
+
+    def test_no_name_can_act_on_the_terminal(self) -> None:
+        """J3: a layer's name in an alert is spelled out like any other."""
+        stream = io.StringIO()
+        for item in ALERTS:
+            ConsoleSink(stream).alert(item)
+        assert stream.getvalue().count("\n") == len(ALERTS)
+        assert "\x1b" not in stream.getvalue()
+        assert "\\x1b]0;t\\x07\\ud800: Severe" in stream.getvalue()
+
+    def test_a_terminal_without_the_sign_gets_an_escape(self) -> None:
+        """An ASCII log shows the alert all the same."""
+        raw = io.BytesIO()
+        stream = io.TextIOWrapper(raw, encoding="ascii")
+        ConsoleSink(stream).alert(alert())
+        assert raw.getvalue().startswith(b"\\u26a0\\ufe0f  MoE Alert at step 20: ")
 
 
 class TestWindowLine:

@@ -1,7 +1,7 @@
 import pytest
 
 from moetrace.sinks import MemorySink
-from tests.sinks.contract import WINDOWS, SinkContract
+from tests.sinks.contract import ALERTS, WINDOWS, SinkContract
 
 
 class TestMemorySink(SinkContract):
@@ -18,3 +18,10 @@ class TestMemorySink(SinkContract):
         sink.close()
         assert len(sink.snapshots) == len(WINDOWS)
         assert all(kept is given for kept, given in zip(sink.snapshots, WINDOWS, strict=True))
+
+    def test_keeps_alerts_in_their_order(self) -> None:
+        """What was said stands in ``alerts``."""
+        sink = MemorySink()
+        for item in ALERTS:
+            sink.alert(item)
+        assert sink.alerts == list(ALERTS)

@@ -2,7 +2,8 @@
 
 A sink is anything with ``write(snapshot)`` and ``close()``; the `Sink` protocol says what it may
 rely on. Pass sinks to ``attach(..., sinks=[...])``; a logger that you have already (the ``wandb``
-module, a run, a ``SummaryWriter``) is taken for the sink that it stands for, see `recognised`.
+module, a run, a ``SummaryWriter``) is taken for the sink that it stands for:
+`moetrace.sinks.recognised`.
 
 Names are resolved on first use, and a sink imports its tracker when it is made.
 """
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from moetrace.sinks.memory import MemorySink
     from moetrace.sinks.mlflow import MlflowSink
     from moetrace.sinks.prometheus import PrometheusSink
-    from moetrace.sinks.recognised import recognised
     from moetrace.sinks.tensorboard import TensorBoardSink
     from moetrace.sinks.trackio import TrackioSink
     from moetrace.sinks.wandb import WandbSink
@@ -33,7 +33,6 @@ _HOMES = {
     "TensorBoardSink": "tensorboard",
     "TrackioSink": "trackio",
     "WandbSink": "wandb",
-    "recognised": "recognised",
 }
 
 __all__ = [
@@ -47,7 +46,6 @@ __all__ = [
     "TensorBoardSink",
     "TrackioSink",
     "WandbSink",
-    "recognised",
 ]
 
 

@@ -6,7 +6,6 @@ open a second run in silence.
 
 import importlib
 import time
-from collections import deque
 from types import ModuleType
 from typing import Any
 
@@ -16,12 +15,11 @@ from moetrace.snapshot import Snapshot
 
 __all__ = ["MlflowSink"]
 
-_MOST_PENDING = 32
 _MOST_METRICS = 1000
 
 
 class MlflowSink:
-    """Logs to a run of MLflow, in batches that MLflow sends in the background.
+    """Logs to a run of MLflow.
 
     Args:
         run: A run, its id, or the ``mlflow`` module for the run that is active now on this thread.
@@ -51,9 +49,8 @@ class MlflowSink:
             if active is None and run is not None:
                 raise ValueError("found no active run of MLflow; call mlflow.start_run() first")
             self._own = active is None
-            run = active or self._client.create_run(_experiment(mlflow))
+            run = active or self._client.create_run(_experiment())
         self.run_id: str = run if isinstance(run, str) else run.info.run_id
-        self._pending: deque[Any] = deque()
 
     def write(self, snapshot: Snapshot, /) -> None:
         """Log its scalars at its last step, and pictures where they are due."""
@@ -67,28 +64,21 @@ class MlflowSink:
         self._log(alert_scalars(alert), alert.step)
 
     def close(self) -> None:
-        """Wait until everything is sent; end the run, if it is the sink's own."""
-        try:
-            while self._pending:
-                self._pending.popleft().wait()
-        finally:
-            if self._own:
-                self._client.set_terminated(self.run_id)
+        """End the run, if it is the sink's own."""
+        if self._own:
+            self._client.set_terminated(self.run_id)
 
     def _log(self, scalars: dict[str, float], step: int) -> None:
         now = int(time.time() * 1000)
         metrics = [self._metric(key, value, now, step) for key, value in scalars.items()]
         for start in range(0, len(metrics), _MOST_METRICS):
-            self._pending.append(
-                self._client.log_batch(
-                    self.run_id, metrics[start : start + _MOST_METRICS], synchronous=False
-                )
-            )
-        while len(self._pending) > _MOST_PENDING:
-            self._pending.popleft().wait()
+            # Not in the background: this thread may wait, and MLflow works on several batches at
+            # once, which in a store of files make the same folder and fail.
+            batch = metrics[start : start + _MOST_METRICS]
+            self._client.log_batch(self.run_id, batch, synchronous=True)
 
 
-def _experiment(mlflow: Any) -> str:
+def _experiment() -> str:
     """The experiment in which ``mlflow.start_run`` would start a run."""
     return str(importlib.import_module("mlflow.tracking.fluent")._get_experiment_id())
 

@@ -22,8 +22,8 @@ def tracker_name(name: str) -> str:
 
     Injective: two names never become one. Letters, digits, ``_``, ``.`` and single slashes stay, so
     that ordinary layer names and all keys of ours are themselves. Another character is its number
-    in hexadecimal between two dashes, an empty part of a path is ``--``, and a part of dots alone
-    is spelled too, since it would name a folder. A name above 200 characters ends with its hash.
+    in hexadecimal between two dashes, an empty part of a path is ``--``, and dots that begin a part
+    are spelled too, since ``..`` names a folder. A name above 200 characters ends with its hash.
 
     Args:
         name: Any text.
@@ -42,12 +42,12 @@ def tracker_name(name: str) -> str:
 
 
 def _no_folder(name: str) -> bool:
-    return all(part.strip(".") for part in name.split("/"))
+    return all(part and part[0] != "." for part in name.split("/"))
 
 
 def _part(part: str) -> str:
     if not part:
         return "--"
-    if not part.strip("."):
-        return "-2e-" * len(part)
-    return _STRANGE.sub(lambda found: f"-{ord(found.group()):x}-", part)
+    rest = part.lstrip(".")
+    dots = "-2e-" * (len(part) - len(rest))
+    return dots + _STRANGE.sub(lambda found: f"-{ord(found.group()):x}-", rest)

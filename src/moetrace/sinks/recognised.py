@@ -36,6 +36,8 @@ def recognised(
     """
     home = _home(logger)
     options: dict[str, Any] = {"per_layer": per_layer, "heatmap_every": heatmap_every}
+    if home == "wandb" and isinstance(logger, ModuleType):
+        return WandbSink(logger, **options)
     if home == "mlflow":
         return MlflowSink(logger, **options)
     if home == "trackio":

@@ -40,11 +40,13 @@ class TrackioSink:
         self._trackio = _trackio()
         self._own = False
         if run is None or isinstance(run, ModuleType):
-            current = importlib.import_module("trackio.context_vars").current_run.get()
-            if current is None and run is not None:
+            current = importlib.import_module("trackio.context_vars").current_run
+            if current.get() is None and run is not None:
                 raise ValueError("found no current run of Trackio; call trackio.init() first")
-            self._own = current is None
-            run = current or self._trackio.init(project=project)
+            self._own = current.get() is None
+            run = current.get() or self._trackio.init(project=project)
+            if self._own:
+                current.set(None)  # the run is the sink's: what others log must not land in it
         self._run: Any = run
 
     def write(self, snapshot: Snapshot, /) -> None:
