@@ -60,10 +60,11 @@ class Accumulators:
         self._groups = self._grouped()
         self._windows: dict[str, dict[int, Tensor]] = {}
 
-    def commit(self, *, undecided: bool) -> None:
-        """Add the pending forwards of a finished step to the ``train`` window, and empty them.
+    def commit(self, *, undecided: bool, phase: str = "train") -> None:
+        """Add the pending forwards of a finished step to the window of ``phase``, and empty them.
 
         Args:
+            phase: ``"train"``, or what a step is called that changed no weight.
             undecided: Whether some forward ran without gradients. Per router it was the first pass
                 of a reentrant checkpoint if the router has recomputations and no first pass with
                 gradients; otherwise it was a rollout and goes to that phase.
@@ -84,7 +85,7 @@ class Accumulators:
                 self._add("rollout", key, torch.where(reentrant, no_grad - passes, no_grad))
                 group.clear(Bin.NO_GRAD)
                 group.clear(Bin.RECOMPUTED)
-            self._add("train", key, first)
+            self._add(phase, key, first)
             group.clear(Bin.FIRST)
 
     def relabel(self, phase: str) -> None:

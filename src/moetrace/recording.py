@@ -8,6 +8,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,7 @@ class Recording:
         self._in_step = False
         self._has_stepped = False
         self._coalesced = 0
+        self._steps_back = 0
         self._said: set[str] = set()
         self._owner = os.getpid()
         _recordings.add(self)
@@ -103,10 +105,10 @@ class Recording:
                 self._close_window("eval")
             self._in_step, self._has_stepped = True, True
             if self._valid(step):
-                self.step = int(step or 0) - 1
+                self._go_to(max(0, int(step or 0) - 1))
             self._state.skipping = self.step % self._sample != 0
 
-    def end(self, step: int | None) -> None:
+    def end(self, step: int | None, *, skipped: bool = False) -> None:
         """A step has finished: commit what it counted; every N-th closes the windows."""
         if self._asleep():
             return
@@ -118,11 +120,14 @@ class Recording:
                     "forward, so that a failed or repeated step can be told apart"
                 )
             self._in_step, self._has_stepped = False, True
-            self.step = int(step or 0) if self._valid(step) else self.step + 1
+            if not skipped:
+                self._go_to(int(step or 0) if self._valid(step) else self.step + 1)
             if not self._state.skipping:
-                self._commit("train")
+                self._commit("skipped" if skipped else "train")
             if self._gradients is not None:
                 self._gradients.end_step()
+            if skipped:
+                return
             self._state.skipping = self.step % self._sample != 0
             if self.step % self._every == 0:
                 self.close_windows()
@@ -191,6 +196,11 @@ class Recording:
                 handle.remove()
             if self._gradients is not None:
                 self._gradients.close()
+            if self._state.saw_first and not self._has_stepped:
+                self.say(
+                    "no step was ever named, so all that ran is one window of step 0; call "
+                    "tracer.on_step_begin() and tracer.on_step_end() around each optimizer step"
+                )
             self._commit_unstepped()
             if self._state.saw_first or self._state.saw_no_grad:
                 self._give_up_pending("aborted")
@@ -244,6 +254,8 @@ class Recording:
         health: dict[str, Any] = {} if self._sample == 1 else {"sample": self._sample}
         if self._coalesced:
             health["coalesced_windows"] = self._coalesced
+        if self._steps_back:
+            health["steps_went_back"] = self._steps_back
         if self._state.misfits:
             health["masks_not_applied"] = self._state.misfits
         if self._state.errors:
@@ -274,10 +286,21 @@ class Recording:
     def _commit(self, phase: str) -> None:
         undecided = self._state.saw_no_grad
         self._state.saw_first = self._state.saw_no_grad = False
-        self._accumulators.commit(undecided=undecided)
+        self._accumulators.commit(undecided=undecided, phase=phase)
         self._span(phase)
         if undecided:
             self._span("rollout")
+
+    def _go_to(self, step: int) -> None:
+        # What is counted a second time gets windows of its own, so that a reader sees both.
+        if step < self.step:
+            self._steps_back += 1
+            self.say(
+                f"the step number went back from {self.step} to {step} without a new attach(); the "
+                "run shows these steps twice, in the order in which they were counted"
+            )
+            self.close_windows()
+        self.step = step
 
     def _commit_unstepped(self) -> None:
         # A loop that never names its steps (a notebook) still wants to see what ran.
@@ -373,7 +396,8 @@ class Recording:
     def _valid(self, step: int | None) -> bool:
         if step is None:
             return False
-        if isinstance(step, int) and not isinstance(step, bool) and 0 <= step < 1 << 62:
+        # numpy's integers too; a tensor's value would have to be waited for
+        if isinstance(step, Integral) and not isinstance(step, bool) and 0 <= step < 1 << 62:
             return True
         self.say(f"step={step!r} is not a step number; the tracer counts on by itself")
         return False

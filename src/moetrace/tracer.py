@@ -74,11 +74,13 @@ class Tracer:
         with self._barrier():
             self._recording.begin(step)
 
-    def on_step_end(self, step: int | None = None) -> None:
+    def on_step_end(self, step: int | None = None, *, skipped: bool = False) -> None:
         """Say that an optimizer step has finished, after ``optimizer.step()``.
 
         Args:
             step: Number of the step that has finished, as in `on_step_begin`.
+            skipped: Whether no weight was changed, as where a gradient scaler met an infinity. What
+                ran is then counted in the phase ``"skipped"``, and the number of the step stays.
 
         Cost: three small operations per device; every N-th time one copy to the host more. No sync.
 
@@ -86,7 +88,7 @@ class Tracer:
             Exception: With ``strict=True``, what a sink or the run folder raised before.
         """
         with self._barrier():
-            self._recording.end(step)
+            self._recording.end(step, skipped=bool(skipped))
         if self._strict:
             self._raise_noted()
 
