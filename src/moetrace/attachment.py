@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from moetrace.accumulator import Accumulators
 from moetrace.alerts import AlertJudge, AlertRules
@@ -22,21 +21,12 @@ from moetrace.diagnosis.near_misses import grouped
 from moetrace.diagnosis.structure import Traced, scored_by
 from moetrace.diagnosis.tracing import Attached
 from moetrace.errors import AlreadyAttached, NoRouterFound
-from moetrace.layout import SCORINGS, AccumulatorLayout
+from moetrace.layout import AccumulatorLayout
 from moetrace.ops import TracerState, register
-from moetrace.probes import (
-    GradientMeter,
-    GradientProbe,
-    MaskProbe,
-    RoutingProbe,
-    drop_stale_code,
-    takes_a_mask,
-)
-from moetrace.probes.gate import GateProbe
+from moetrace.probes import GradientMeter, GradientProbe, drop_stale_code, is_hooked, put_hooks
 from moetrace.probes.places import Places
 from moetrace.rank import launch, own_rank, world_size
 from moetrace.readers import Found, Reader, Site, find_routers
-from moetrace.readers.wrapping import unwrapped
 from moetrace.recording import Recording, device_of
 from moetrace.reduction import Layer, Offer
 from moetrace.sinks.recognised import sink_for
@@ -147,22 +137,8 @@ def attach(
         [AccumulatorLayout(site.num_experts) for site in sites],
         [device_of(module) or torch.device("cpu") for module in modules],
     )
-    hooks = [
-        RoutingProbe(
-            accumulator,
-            reader,
-            SCORINGS.index(site.scoring),
-            state,
-            site.kind,
-            gated=bool(site.gate),
-        )
-        for (site, _, reader), accumulator in zip(taken, accumulators.tensors, strict=True)
-    ]
-    handles = _hook(model, modules, hooks, state)
-    for site, module in zip(sites, modules, strict=True):
-        if site.gate:
-            gate = unwrapped(module).get_submodule(site.gate)
-            handles.append(gate.register_forward_hook(GateProbe(state)))
+    routers = [item for item in found if item.reader is not None]
+    placed = put_hooks(model, routers, accumulators.tensors, state)
     attached = replace(attached, dropped_code=drop_stale_code())
     recording = Recording(
         state,
@@ -180,11 +156,12 @@ def attach(
         ),
         every,
         sample,
-        hooks,
+        placed.probes,
         [weakref.ref(module) for module in modules],
-        handles,
+        placed.handles,
         _gradient_meter(model, modules, asked),
         Places(model, [site.name for site in sites], [site.path for site in sites], modules),
+        placed.receipts,
     )
     path = None if folder is None else Path(folder.path)
     shown = [sites[index] for index in recorded]
@@ -240,6 +217,10 @@ def _no_router(model: nn.Module, found: Sequence[Site]) -> str:
     if found:
         lines.append("these came near:")
         lines += [f"  {site.path} ({site.router}): {site.reason}" for site in found[:8]]
+    remedy = next((site.remedy for site in found if site.remedy), "")
+    if remedy:
+        lines.append(f"to count it all the same, pass readers=[...] with such a reader:\n{remedy}")
+        return "\n".join(lines)
     lines.append(
         "to name a router, pass readers=[...] with an object that has matches(module) and "
         "read(module, args, kwargs, output) -> moetrace.Routing"
@@ -264,42 +245,11 @@ def _say_what_is_not_counted(found: Sequence[Found]) -> None:
 
 def _refuse_second(modules: Sequence[nn.Module]) -> None:
     for module in modules:
-        if any(isinstance(hook, RoutingProbe) for hook in module._forward_hooks.values()):
+        if is_hooked(module):
             raise AlreadyAttached(
                 "this model is traced already; close() the other tracer first, or give this one "
                 "more sinks instead of a second tracer"
             )
-
-
-def _hook(
-    model: nn.Module,
-    modules: Sequence[nn.Module],
-    probes: Sequence[RoutingProbe],
-    state: TracerState,
-) -> list[RemovableHandle]:
-    handles = [
-        module.register_forward_hook(probe, with_kwargs=True)
-        for module, probe in zip(modules, probes, strict=True)
-    ]
-    owners = _mask_owners(model, modules)
-    for owner in owners:
-        inner = any(owner is not other and owner in other.modules() for other in owners)
-        probe = MaskProbe(owner, state, inner=inner)
-        handles.append(owner.register_forward_pre_hook(probe, with_kwargs=True))
-    return handles
-
-
-def _mask_owners(model: nn.Module, routers: Sequence[nn.Module]) -> list[nn.Module]:
-    """The modules above a router that get tokens and their attention mask.
-
-    Inner ones come later and outrank outer ones: an encoder and a decoder have masks of their own.
-    """
-    wanted = {id(router) for router in routers}
-    return [
-        module
-        for module in model.modules()
-        if takes_a_mask(module) and any(id(inner) in wanted for inner in module.modules())
-    ]
 
 
 def _offer(

@@ -20,7 +20,8 @@ from torch.utils.hooks import RemovableHandle
 from moetrace.accumulator import Accumulators, PackedWindow
 from moetrace.host_copy import HostCopies
 from moetrace.ops import TracerState
-from moetrace.probes import GradientMeter, RoutingProbe
+from moetrace.probe_stats import ProbeWindow
+from moetrace.probes import GradientMeter, Receipts, RoutingProbe
 from moetrace.probes.places import Places
 from moetrace.snapshot import Snapshot
 from moetrace.writer import ClosedWindow, Writer
@@ -51,6 +52,7 @@ class Recording:
         routers: Weak references to the routers, in the same order.
         handles: All hooks on the model, removed by `close`.
         gradients: Measures gradients, where asked for.
+        receipts: What experts received, for the routers whose choice is computed again by a rule.
         places: Where the routers hang, looked at whenever windows close.
     """
 
@@ -66,6 +68,7 @@ class Recording:
         handles: Sequence[RemovableHandle],
         gradients: GradientMeter | None = None,
         places: Places | None = None,
+        receipts: Sequence[Receipts] = (),
     ) -> None:
         self.writer = writer
         self.step = 0
@@ -78,6 +81,7 @@ class Recording:
         self._routers = tuple(routers)
         self._handles = tuple(handles)
         self._gradients = gradients
+        self._receipts = tuple(receipts)
         self._places = places
         self._copies = HostCopies()
         self._under_way: deque[ClosedWindow] = deque()
@@ -240,14 +244,14 @@ class Recording:
             What returns the mask of the forward that runs.
         """
         state = self._state
-        before = state.paused, state.mask_T, state.mask_by_kind_T, state.gate_logits_TE
+        before = state.paused, state.mask_T, state.mask_by_kind_T
         state.paused = True
         if not state.given_mask:
             state.mask_T = None  # the next mask gets a tensor of its own, and leaves this one be
         try:
             yield lambda: state.mask_T
         finally:
-            state.paused, state.mask_T, state.mask_by_kind_T, state.gate_logits_TE = before
+            state.paused, state.mask_T, state.mask_by_kind_T = before
 
     def told(self) -> dict[str, Any]:
         """The tracer's own state, as snapshots carry it in ``health``."""
@@ -312,6 +316,9 @@ class Recording:
             label = "rollout"
         self._state.saw_first = self._state.saw_no_grad = False
         self._accumulators.relabel(label)
+        if label == "aborted":
+            for receipts in self._receipts:
+                receipts.partial = True
         self._span(label)
 
     def _collect_open_phase(self) -> None:
@@ -336,11 +343,12 @@ class Recording:
         self._hand_over()
 
     def _packed(self, phase: str) -> list[PackedWindow]:
-        """The window of a phase with that of the gradients, one part per device."""
+        """The window of a phase with what travels along, one part per device."""
         windows = self._accumulators.window(phase)
-        if phase != "train" or self._gradients is None:
-            return windows
-        for probe, bits in self._gradients.window():
+        along: list[tuple[ProbeWindow, Tensor]] = [item.take() for item in self._receipts]
+        if phase == "train" and self._gradients is not None:
+            along += self._gradients.window()
+        for probe, bits in along:
             at = next((i for i, w in enumerate(windows) if w.sums.device == bits.device), None)
             if at is None:
                 windows.append(PackedWindow((), bits, ((probe, bits.numel()),)))
@@ -392,6 +400,11 @@ class Recording:
             if device is not None and device != probe.accumulator.device:
                 self._accumulators.move(index, device)
                 probe.accumulator = self._accumulators.tensors[index]
+                if probe.gate is not None:
+                    probe.gate.accumulator = probe.accumulator
+                for receipts in self._receipts:
+                    if receipts.router == index:
+                        probe.expected = receipts.move(device)
 
     def _valid(self, step: int | None) -> bool:
         if step is None:

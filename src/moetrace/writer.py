@@ -22,11 +22,13 @@ from moetrace.host_copy import HostCopy
 from moetrace.layout import SCALARS, AccumulatorLayout
 from moetrace.printable import printable
 from moetrace.probe_stats import joined
+from moetrace.probes import RECEIPTS
 from moetrace.readers import Site
 from moetrace.reduction import LiveReduction, Offer
 from moetrace.routing_stats import RoutingStats
 from moetrace.sinks.base import Sink
 from moetrace.snapshot import Snapshot, merge
+from moetrace.withholding import Withholding
 
 __all__ = ["ClosedWindow", "Log", "Writer", "stats_of"]
 
@@ -125,6 +127,7 @@ class Writer:
         self._queue: deque[ClosedWindow] = deque()
         self._lost: deque[str] = deque()
         self._unwritten: dict[str, Snapshot] = {}
+        self._withholding = Withholding(sites)
         self._checked_silence = False
         self._wake = threading.Condition()
         self._closing = False
@@ -212,6 +215,7 @@ class Writer:
             for probe, width in probes:
                 probed.setdefault(probe.field, []).extend(probe.stats(sums[start : start + width]))
                 start += width
+        stats = self._withholding.apply(stats, probed.pop(RECEIPTS, ()))
         joined_records: dict[str, Any] = {
             # one block over two devices, or what is measured has changed within the window
             field: joined([(0, records)])
@@ -315,6 +319,8 @@ class Writer:
             "stalled_sinks": [feed.name for feed in self.feeds if feed.stalled],
         }
         health = {name: ", ".join(feeds) for name, feeds in found.items() if feeds}
+        if self._withholding.reasons:
+            health["withheld"] = self._withholding.names
         if self._segment is not None and self._segment.durability != "synced":
             health["durability"] = self._segment.durability
         return health
@@ -329,6 +335,7 @@ class Writer:
             for index in stats
             # Tokens of one kind may not have come at all.
             if stats[index].calls == 0 and (self._sites[index].kind is None or not came)
+            if index not in self._withholding.reasons
         ]
         if silent:
             _log.warning(

@@ -1,6 +1,14 @@
 """The operators, on the device."""
 
-from moetrace.ops.library import Bin, TracerState, accumulate, count, register
+from moetrace.ops.library import (
+    Bin,
+    TracerState,
+    accumulate,
+    count,
+    hold,
+    hold_logits,
+    register,
+)
 from moetrace.ops.receipts import expect, note_expected, note_received, receive
 
 __all__ = [
@@ -9,6 +17,8 @@ __all__ = [
     "accumulate",
     "count",
     "expect",
+    "hold",
+    "hold_logits",
     "note_expected",
     "note_received",
     "receive",

@@ -26,7 +26,16 @@ from moetrace.ops.fused import add_fused
 from moetrace.ops.reference import routing_delta
 from moetrace.routing import Routing
 
-__all__ = ["Bin", "TracerState", "accumulate", "count", "counts_now", "register"]
+__all__ = [
+    "Bin",
+    "TracerState",
+    "accumulate",
+    "count",
+    "counts_now",
+    "hold",
+    "hold_logits",
+    "register",
+]
 
 _MOST_FAILURES = 3
 
@@ -55,7 +64,7 @@ class TracerState:
         mask_T: Real tokens of the running forward, bool ``(T,)``, or None.
         mask_by_kind_T: The same for a model whose kinds of tokens have routers of their own: those
             of the first kind come first.
-        gate_logits_TE: What the gate inside a router has just returned, until the router returns.
+        held: Logits that gates have returned, until the choice of the same forward is counted.
         given_mask: Whether the user gave that mask, which then outranks the model's own.
         saw_no_grad, saw_other, saw_first: Whether a bin was written since it was last emptied.
         misplaced: Whether an accumulator stood on another device than its router's output.
@@ -71,7 +80,7 @@ class TracerState:
         self.named = False
         self.mask_T: Tensor | None = None
         self.mask_by_kind_T: Tensor | None = None
-        self.gate_logits_TE: Tensor | None = None
+        self.held: dict[tuple[int, int], Tensor] = {}
         self.given_mask = False
         self.saw_first = False
         self.saw_no_grad = False
@@ -115,6 +124,7 @@ def count(
     training: bool,
     scoring: int,
     handle: int,
+    key: Tensor | None = None,
 ) -> None:
     """Body of the operator: decide whether and where this execution counts, and add it.
 
@@ -123,7 +133,7 @@ def count(
 
     Args:
         accumulator: The router's sums, int64, ``(len(Bin), W)``; the only thing written.
-        logits_TE: Scores before softmax or sigmoid, or None.
+        logits_TE: Scores before softmax or sigmoid; where there are none, those that `hold` has.
         topk_expert_ids_TK: Chosen experts.
         topk_weights_TK: Their mixing weights, or None.
         routing_map_TE: Chosen experts as a map over experts, where there are no ids.
@@ -132,6 +142,7 @@ def count(
         training: ``module.training`` of the router.
         scoring: Position in `moetrace.layout.SCORINGS`.
         handle: Number of the tracer.
+        key: Names the router to `hold`, where its logits come that way.
 
     Cost: `routing_delta` and one addition. Where it does not count, about 7 us of a CPU with the
     hook around it (``benchmarks/counted_cost.py``, paused).
@@ -148,9 +159,13 @@ def count(
     try:
         num_experts = (accumulator.shape[1] - _FIXED_WIDTH) // _VECTORS
         with torch.no_grad():
+            if key is not None:
+                held_TE = state.held.pop(_place(key), None)
+                choice = topk_expert_ids_TK if routing_map_TE is None else routing_map_TE
+                if logits_TE is None and _fits(held_TE, choice, num_experts):
+                    logits_TE = held_TE
             routing = Routing(topk_expert_ids_TK, logits_TE, topk_weights_TK, routing_map_TE)
             choice = topk_expert_ids_TK if routing_map_TE is None else routing_map_TE
-            choice = logits_TE if choice is None else choice
             if choice is None or choice.is_meta:
                 return
             if mask_T is not None and mask_T.numel() * choice.shape[-1] != choice.numel():
@@ -177,6 +192,42 @@ def count(
         state.saw_no_grad = True
     elif row == Bin.OTHER:
         state.saw_other = True
+
+
+def hold(accumulator: Tensor, key: Tensor, logits_TE: Tensor, handle: int) -> None:
+    """Body of the operator: keep a gate's logits for the `count` of the same forward.
+
+    For routers whose choice shows at another place than their logits. Kept here and not by a hook:
+    what a traced hook leaves behind inside a checkpoint breaks the compiler. It is a copy, as the
+    block may go on to write into its logits. Cost: one copy of the logits, no sync.
+
+    Args:
+        accumulator: That of the router; declared as written, so that this stays before `count`.
+        key: Names the router by its address. The accumulator's will not do: a compiled graph may
+            write to a copy of what is declared as written.
+        logits_TE: What the gate returned.
+        handle: Number of the tracer.
+    """
+    state = _states.get(handle)
+    if state is None or state.paused or logits_TE.is_meta or _functional_transform() is not None:
+        return
+    try:
+        with torch.no_grad():
+            state.held[_place(key)] = logits_TE.clone()
+    except Exception as error:
+        state.errors[f"{type(error).__name__}: {error}"] += 1
+
+
+def _fits(logits_TE: Tensor | None, choice: Tensor | None, num_experts: int) -> bool:
+    """Whether logits are of as many tokens as the choice."""
+    if logits_TE is None or choice is None or logits_TE.shape[-1] != num_experts:
+        return False
+    return logits_TE.numel() * choice.shape[-1] == choice.numel() * num_experts
+
+
+def _place(key: Tensor) -> tuple[int, int]:
+    # Its own thread's: two threads may run one model at once.
+    return key.data_ptr(), threading.get_ident()
 
 
 _functional_transform: Callable[[], Any] = getattr(
@@ -214,11 +265,16 @@ def _define() -> torch.library.Library:
     library.define(
         "accumulate(Tensor(a!) accumulator, Tensor? logits_TE, Tensor? topk_expert_ids_TK, "
         "Tensor? topk_weights_TK, Tensor? routing_map_TE, Tensor? mask_T, bool grad, "
-        "bool training, int scoring, int handle) -> ()",
+        "bool training, int scoring, int handle, Tensor? key=None) -> ()",
         tags=(torch.Tag.pt2_compliant_tag,),
     )
-    library.impl("accumulate", count, "CompositeExplicitAutograd")
-    torch.library.register_fake("moetrace::accumulate", lambda *args: None, lib=library)
+    library.define(
+        "hold(Tensor(a!) accumulator, Tensor key, Tensor logits_TE, int handle) -> ()",
+        tags=(torch.Tag.pt2_compliant_tag,),
+    )
+    for name, body in (("accumulate", count), ("hold", hold)):
+        library.impl(name, body, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"moetrace::{name}", lambda *args: None, lib=library)
     return library
 
 
@@ -245,3 +301,5 @@ _library = _define()
 _pass_through_selective_checkpointing()
 accumulate = torch.ops.moetrace.accumulate.default
 """The operator: `count` behind the dispatcher, one node in a compiled graph."""
+hold_logits = torch.ops.moetrace.hold.default
+"""`hold` behind the dispatcher."""

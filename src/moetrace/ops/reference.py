@@ -37,16 +37,13 @@ def routing_delta(
     for the scalars, as one sum for ``prob_sum``) and rounded to fixed point once.
 
     Args:
-        routing: What the router decided; leading dimensions are flattened here. Logits alone add
-            scores, and neither tokens nor calls: the choice is read at another place.
+        routing: What the router decided; leading dimensions are flattened here.
         mask_T: True where a token is real, bool ``(T,)``; None where all are.
         num_experts: E.
         scoring: Position in `moetrace.layout.SCORINGS`.
 
     Cost: about 60 small operations, the largest over ``(T, E)``; no host sync.
     """
-    if routing.topk_expert_ids_TK is None and routing.routing_map_TE is None:
-        return _of_scores(routing.logits_TE, mask_T, num_experts, SCORINGS[scoring])
     choice = _Choice(routing, num_experts)
     T = choice.tokens
     constants = _constants(choice.device)
@@ -93,7 +90,7 @@ class _Choice:
             self._chosen_TE = self._map != 0
             self.tokens, self.device = int(self._map.shape[0]), self._map.device
         else:
-            raise AssertionError("scores alone are no choice")
+            raise ValueError("a routing holds neither expert ids nor a routing map")
 
     def counted(self, real_T1: Tensor | None) -> tuple[Tensor, Tensor]:
         """Assignments per expert and the overflow bin ``(E + 1,)``, gate weights ``(E,)``."""
@@ -142,22 +139,8 @@ class _Choice:
         return torch.maximum(lowest_T1, floor_T1).sub_(torch.maximum(highest_T1, floor_T1))
 
 
-def _of_scores(
-    logits_TE: Tensor | None, mask_T: Tensor | None, num_experts: int, scoring: str
-) -> Tensor:
-    """The sums of scores alone, ``(W,)``; the margin needs a choice and stays 0."""
-    if logits_TE is None:
-        raise ValueError("a routing holds neither expert ids, a routing map nor logits")
-    logits_TE = _rows(logits_TE).float()
-    real_T1 = None if mask_T is None else mask_T.view(-1, 1)
-    probs, sums = _scores(logits_TE, None, real_T1, scoring)
-    sums[0] += logits_TE.shape[0] if mask_T is None else mask_T.sum()
-    counts, gates = probs.new_zeros(num_experts + 1), torch.zeros_like(probs)
-    return torch.cat((counts, probs, gates, probs.new_zeros(_NONFINITE), sums))
-
-
 def _scores(
-    logits_TE: Tensor, choice: _Choice | None, real_T1: Tensor | None, scoring: str
+    logits_TE: Tensor, choice: _Choice, real_T1: Tensor | None, scoring: str
 ) -> tuple[Tensor, Tensor]:
     """Probability sums ``(E,)``; minus the scored tokens, then the sums of reals, ``(1 + R,)``."""
     scores_TE = _log_scores(logits_TE, scoring)
@@ -178,10 +161,7 @@ def _scores(
     scored_T1 = scored_T1.float()
     mean_shift_T1 = (exp_TE * shifted_TE).sum(1, keepdim=True)
     entropy_T1 = torch.addcmul(log_total_T1, mean_shift_T1, confidence_T1, value=-1)
-    if choice is None:
-        margin_T1 = torch.zeros_like(entropy_T1)
-    else:
-        margin_T1 = choice.margin(shifted_TE, log_total_T1 + FLOOR)
+    margin_T1 = choice.margin(shifted_TE, log_total_T1 + FLOOR)
     sums_E = exp_TE.mul_(confidence_T1 * scored_T1).sum(0)
     fixed_E = sums_E.mul_(1 << FRACTION_BITS["prob_sum"]).round_().long()
     lse_T1.clamp_(-_LIMIT, _LIMIT)

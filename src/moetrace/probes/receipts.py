@@ -7,6 +7,7 @@ in the window in which it first matters, and that window is not written.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,10 @@ from moetrace.probes.copies import Uncopied
 from moetrace.probes.execution import dispatch_modes, is_abstract, is_exported
 from moetrace.probes.frames import never_a_frame
 
-__all__ = ["ReceiptProbe", "Receipts", "disagreement"]
+__all__ = ["RECEIPTS", "ReceiptProbe", "ReceiptWindow", "Receipts", "disagreement"]
+
+RECEIPTS = "receipts"
+"""What travels with a closed window under this name is for the writer, and for no snapshot."""
 
 _ROUNDING = 100_000
 """One choice in so many may differ: a compiler may round a tie of two scores in another way."""
@@ -41,19 +45,44 @@ class Receipts:
             self.expected_E = torch.zeros(num_experts, dtype=torch.int64, device=device)
             # One for each expert and not views of one tensor: the compiler is to see no aliases.
             self.rows = [torch.zeros((), dtype=torch.int64) for _ in range(num_experts)]
+        self.partial = False
+        """Whether a forward may have raised between its choice and its experts."""
 
-    def take(self) -> tuple[tuple[int, ...], Tensor]:
+    def take(self) -> tuple["ReceiptWindow", Tensor]:
         """Rows per expert, and a copy of the choices per expert; both start from 0 again."""
         rows = tuple(int(row) for row in self.rows)
-        expected_E = self.expected_E.clone()
-        self.forget()
-        return rows, expected_E
-
-    def forget(self) -> None:
-        """Start from 0: a forward that raised has shown its choice and not run its experts."""
+        window, expected_E = ReceiptWindow(self.router, rows, self.partial), self.expected_E.clone()
         for row in self.rows:
             row.zero_()
         self.expected_E.zero_()
+        self.partial = False
+        return window, expected_E
+
+    def move(self, device: torch.device) -> Tensor:
+        """Follow the model to another device; what the probe has to write to from now on."""
+        self.expected_E = self.expected_E.to(device)
+        return self.expected_E
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptWindow:
+    """The rows of one closed window, waiting for the choices that are on their way to the host.
+
+    Attributes:
+        router: Position of the router.
+        rows: Rows that each expert was called with.
+        partial: Whether rows may be missing, as a forward raised.
+    """
+
+    router: int
+    rows: tuple[int, ...]
+    partial: bool
+    field = RECEIPTS
+
+    def stats(self, bits: NDArray[np.int64], /) -> list[tuple[int, str]]:
+        """The router and why its rule cannot be right, or nothing."""
+        reason = disagreement(self.rows, bits, partial=self.partial)
+        return [] if reason is None else [(self.router, reason)]
 
 
 class ReceiptProbe(Uncopied):
@@ -86,13 +115,16 @@ class ReceiptProbe(Uncopied):
 never_a_frame(ReceiptProbe.__call__)
 
 
-def disagreement(rows: Sequence[int], expected: NDArray[np.int64]) -> str | None:
+def disagreement(
+    rows: Sequence[int], expected: NDArray[np.int64], *, partial: bool = False
+) -> str | None:
     """Why a rule cannot be what a block does, from one window; None where it can.
 
     Args:
         rows: Rows that each expert was called with.
         expected: Choices of each expert by the rule. Each may bring the same number of rows, where
             a choice is one for a whole sequence.
+        partial: Whether rows may be missing; more than expected are wrong all the same.
 
     >>> disagreement([2, 1], np.array([2, 1])), disagreement([4, 2], np.array([2, 1]))
     (None, None)
@@ -100,6 +132,8 @@ def disagreement(rows: Sequence[int], expected: NDArray[np.int64]) -> str | None
     'it gives [1, 2], and the experts got [2, 1] rows'
     """
     got, said = np.asarray(rows, dtype=np.int64), expected
+    if partial and (got <= said).all():
+        return None
     if not got.any():
         return "its experts were not called by themselves" if said.any() else None
     each = max(1, int(got.sum()) // max(1, int(said.sum())))

@@ -10,6 +10,7 @@ from moetrace.ops import TracerState, accumulate, count, expect, note_expected
 from moetrace.probes.copies import Uncopied
 from moetrace.probes.execution import dispatch_modes, is_abstract, is_exported
 from moetrace.probes.frames import never_a_frame
+from moetrace.probes.gate import GateProbe
 from moetrace.readers import Reader
 from moetrace.routing import Routing
 
@@ -30,9 +31,9 @@ class RoutingProbe(Uncopied):
         scoring: Position in `moetrace.layout.SCORINGS`.
         state: Shared by all hooks of the tracer.
         kind: The kind of token, 0 or 1, that alone comes to this router; None where all do.
-        gated: Whether a `GateProbe` is on the gate inside this router.
         expected: Choices per expert that the reader has computed by a rule, to be held against what
             the experts receive; None where it reads what the model itself uses.
+        gate: The hook that holds the logits for this one, where they show at another place.
     """
 
     def __init__(
@@ -42,16 +43,16 @@ class RoutingProbe(Uncopied):
         scoring: int,
         state: TracerState,
         kind: int | None = None,
-        gated: bool = False,
         expected: Tensor | None = None,
+        gate: GateProbe | None = None,
     ) -> None:
         self.accumulator = accumulator
         self.reader = reader
         self.scoring = scoring
         self.state = state
         self.kind = kind
-        self.gated = gated
         self.expected = expected
+        self.gate = gate
         self.handle = state.handle
 
     def __call__(
@@ -71,15 +72,13 @@ class RoutingProbe(Uncopied):
             routing = self.reader.read(module, args, kwargs, output)
         except Exception:
             return  # shows as a site that never fired; a user's reader must not end the training
-        if self.gated and routing is not None:
-            routing = self._with_logits(routing)
         if routing is None:
             return
         # A dispatch mode (selective checkpointing, FakeTensor) has to see one operator and nothing
         # of what is inside it; without one the body is called directly, which saves 5 us.
         traced = torch.compiler.is_compiling()
         plain = not traced and dispatch_modes() == 0
-        if not plain and not traced and is_abstract(_choice(routing)):
+        if not plain and not traced and is_abstract(_choice_of(routing)):
             return
         add = count if plain else accumulate
         add(
@@ -93,20 +92,11 @@ class RoutingProbe(Uncopied):
             module.training,
             self.scoring,
             self.handle,
+            None if self.gate is None else self.gate.key,
         )
         if self.expected is not None and routing.topk_expert_ids_TK is not None:
             note = note_expected if plain else expect
             note(self.expected, routing.topk_expert_ids_TK, self.handle)
-
-    def _with_logits(self, routing: Routing) -> Routing:
-        """The routing with the logits of the gate inside, where it came without."""
-        logits_TE, self.state.gate_logits_TE = self.state.gate_logits_TE, None
-        choice = routing.topk_expert_ids_TK
-        choice = routing.routing_map_TE if choice is None else choice
-        if routing.logits_TE is not None or logits_TE is None or choice is None:
-            return routing
-        tokens, gate_tokens = choice.shape[:-1].numel(), logits_TE.shape[:-1].numel()
-        return routing._replace(logits_TE=logits_TE) if tokens == gate_tokens else routing
 
     def _mask_of_kind(self, routing: Routing) -> Tensor | None:
         """The real ones of this kind's tokens: the first or the last of the mask by kind."""
@@ -120,11 +110,9 @@ class RoutingProbe(Uncopied):
 never_a_frame(RoutingProbe.__call__)
 
 
-def _choice(routing: Routing) -> Tensor | None:
-    for part in (routing.topk_expert_ids_TK, routing.routing_map_TE, routing.logits_TE):
-        if part is not None:
-            return part
-    return None
+def _choice_of(routing: Routing) -> Tensor | None:
+    ids_TK = routing.topk_expert_ids_TK
+    return routing.routing_map_TE if ids_TK is None else ids_TK
 
 
 def _detached(tensor: Tensor | None) -> Tensor | None:

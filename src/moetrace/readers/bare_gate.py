@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from moetrace.readers.choice_rule import ChoiceRule
 from moetrace.routing import Routing
 
-__all__ = ["BareGateReader", "ExpertsCallReader", "GateScoresReader"]
+__all__ = ["BareGateReader", "ExpertsCallReader"]
 
 _INTEGERS = frozenset({torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8})
 
@@ -61,28 +61,6 @@ class ExpertsCallReader:
         return Routing(ids[0], None, weights[0])
 
 
-class GateScoresReader:
-    """Reads the logits of a gate whose choice is read elsewhere; adds scores and no counts.
-
-    Args:
-        num_experts: E.
-    """
-
-    def __init__(self, num_experts: int) -> None:
-        self.num_experts = num_experts
-
-    def matches(self, module: nn.Module, /) -> bool:
-        """True for any module: attach knows which one is the gate."""
-        return True
-
-    def read(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any, /
-    ) -> Routing | None:
-        """The logits ``(..., E)`` alone, or None where it returned something else."""
-        logits_TE = _logits(output, self.num_experts)
-        return None if logits_TE is None else Routing(logits_TE=logits_TE)
-
-
 class BareGateReader:
     """Reads a gate's logits, and the choice by the rule that the block's source shows.
 
@@ -114,7 +92,8 @@ class BareGateReader:
         block = module if self.block is None else self.block()
         if block is None:
             return None
-        return Routing(self.rule.choose(logits_TE, block), logits_TE)
+        ids_TK, scored_TE = self.rule.choose(logits_TE, block)
+        return Routing(ids_TK, scored_TE)
 
 
 def _logits(output: Any, num_experts: int) -> Tensor | None:

@@ -82,14 +82,31 @@ class ChoiceRule:
     steps: tuple[Step, ...] = ()
     single: bool = False
 
-    def choose(self, logits_TE: Tensor, block: nn.Module) -> Tensor:
-        """The ids ``(..., K)`` of the chosen experts. Cost: the block's own operations, again."""
-        scores_TE = logits_TE.detach()
+    def choose(self, logits_TE: Tensor, block: nn.Module) -> tuple[Tensor, Tensor]:
+        """The ids ``(..., K)`` of the chosen experts, and the logits as they are scored.
+
+        Steps in front of the first function of the scores, such as a temperature, are in those
+        logits. Cost: the block's own operations, again.
+        """
+        scores_TE = scored_TE = logits_TE.detach()
+        scored = False
         for step in self.steps:
+            if step.does in SCORES and not scored:
+                scored, scored_TE = True, scores_TE
             scores_TE = step.apply(scores_TE, block)
         if self.single:
-            return scores_TE.argmax(-1, keepdim=True)
-        return scores_TE.topk(self.top_k, dim=-1).indices
+            return scores_TE.argmax(-1, keepdim=True), scored_TE
+        return scores_TE.topk(self.top_k, dim=-1).indices, scored_TE
+
+    @property
+    def scoring(self) -> str:
+        """What turns the logits into probabilities; empty where no step before the top-k does."""
+        functions = [step.does for step in self.steps if step.does in SCORES]
+        if functions[:2] == ["softplus", "sqrt"]:
+            return "sqrtsoftplus"
+        known = {"softmax": "softmax", "log_softmax": "softmax"}
+        known |= {"sigmoid": "sigmoid", "logsigmoid": "sigmoid"}
+        return known.get(functions[0], "") if functions else ""
 
     def __str__(self) -> str:
         """The rule in words.

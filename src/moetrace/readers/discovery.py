@@ -8,6 +8,13 @@ from torch import nn
 
 from moetrace.readers.base import Reader
 from moetrace.readers.capacity import choices_by_name, is_limited, limit_of
+from moetrace.readers.hand_written import (
+    CHOICE_READER,
+    bare_gate,
+    chooses,
+    gate_reader,
+    gate_width,
+)
 from moetrace.readers.lookup import MOST_ROWS, LookupReader, looked_up_experts
 from moetrace.readers.modality import kind_of
 from moetrace.readers.router_output import RouterReader
@@ -56,6 +63,9 @@ class Site:
             tokens do.
         gate: Name of the gate inside the router, whose logits are taken where the router returns
             none; empty where there is no such gate.
+        rule: How the choice is computed again where nothing shows it, in words; empty where what
+            the model itself uses is read.
+        remedy: The reader that would make it readable, as Python text; empty where it is taken.
     """
 
     name: str
@@ -71,19 +81,29 @@ class Site:
     limited: bool = False
     kind: int | None = None
     gate: str = ""
+    rule: str = ""
+    remedy: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
     """A candidate with its module, and the reader that reads it where it is taken.
 
-    ``missed`` says that there are experts here which nothing counts.
+    Attributes:
+        site: What is said of it.
+        module: What the reader is put on.
+        reader: Reads it, or None where it is left.
+        missed: Whether there are experts here which nothing counts.
+        gate: The module that returns the logits, where that is another one.
+        receivers: The listed experts whose rows its rule is held against.
     """
 
     site: Site
     module: nn.Module
     reader: Reader | None
     missed: bool = False
+    gate: nn.Module | None = None
+    receivers: tuple[nn.Module, ...] = ()
 
 
 def discover(model: nn.Module, *, readers: Iterable[Reader] | None = None) -> list[Site]:
@@ -114,7 +134,7 @@ def find_routers(model: nn.Module, readers: Sequence[Reader]) -> list[Found]:
     candidates = {id(item.module) for item in found}
     claimed = [path for core in modules if id(core.hooked) in candidates for path in core.paths]
     for core, experts, reason in unread_experts(modules, claimed):
-        site = _site(core, None, experts, reason, limited=False)
+        site = replace(_site(core, None, experts, reason, limited=False), remedy=CHOICE_READER)
         found.append(Found(site, core.hooked, None, missed=True))
     taken = [f"{item.site.path}." for item in found if item.site.taken]
     # A part of a router that is read (its inner gate, the copies of an adapter) is no near miss.
@@ -152,12 +172,15 @@ def _consider(core: Core, own: Sequence[Reader], declared: dict[type, int]) -> I
     elif index is not None and not _holds_experts(module):
         reason = "the model declares its class as a source of router logits"
         reader, num_experts = _router(module, block, num_experts, index)
+    elif block is not None and (gated := _gated(module, block, rows, experts)):
+        yield _bare(core, block, gated)
+        return
     elif rows and rows == experts and not _holds_experts(module):
         reason = f"has a matrix of {rows} rows and stands beside {experts} experts"
-        if type(module).forward is nn.Linear.forward:
-            reason += ", but returns bare logits: the choice is made in the block around it"
-        else:
-            reader, num_experts = _router(module, block, rows, None)
+        reader, num_experts = _router(module, block, rows, None)
+    elif experts and telling and gate_width(module) is None and not _holds_experts(module):
+        reason = f"is called like a router and stands beside {experts} experts"
+        reader, num_experts = _router(module, block, experts, None)
     elif rows and telling and _states_a_choice(module, rows):
         reason = f"has a matrix of {rows} rows and says how many of {rows} experts it chooses"
         reader, num_experts = _router(module, block, rows, None)
@@ -176,9 +199,35 @@ def _consider(core: Core, own: Sequence[Reader], declared: dict[type, int]) -> I
     if limited:
         reason += "; it shows what a capacity limit has left, the rest is counted as dropped"
     site = _site(core, reader, num_experts, reason, limited=limited)
-    if reader is not None and index is None:
-        site = replace(site, gate=inner_gate(module, num_experts))
-    yield Found(site, core.hooked, reader, missed=reader is None and bool(experts))
+    gate = None
+    if reader is not None and index is None and (inner := inner_gate(module, num_experts)):
+        site, gate = replace(site, gate=inner), module.get_submodule(inner)
+    yield Found(site, core.hooked, reader, reader is None and bool(experts), gate)
+
+
+def _gated(module: nn.Module, block: nn.Module, rows: int | None, experts: int | None) -> int:
+    """E of a gate that returns bare logits beside its experts, or in the block that holds them."""
+    width = gate_width(module) or rows
+    if not width or width != (experts or owned_experts(block)):
+        return 0
+    return 0 if _holds_experts(module) or chooses(module) else width
+
+
+def _bare(core: Core, block: nn.Module, num_experts: int) -> Found:
+    """A gate that returns bare logits, with the way in which its block is read, if any."""
+    stated = _stated(block, _OWN_CHOICE_ATTRIBUTES)
+    how = bare_gate(block, core.module, num_experts, top_k=stated)
+    reason = f"returns bare logits of {num_experts} experts; {how.reason}"
+    site = replace(
+        _site(core, how.reader, num_experts, reason, limited=False),
+        top_k=how.rule.top_k if how.rule else stated,
+        scoring=(how.rule.scoring if how.rule else "") or scoring_of(block),
+        rule="" if how.rule is None or how.experts is not None else str(how.rule),
+        remedy="" if how.reader else gate_reader(core.module, num_experts, stated),
+    )
+    if how.experts is not None:
+        return Found(site, how.experts, how.reader, gate=core.hooked)
+    return Found(site, core.hooked, how.reader, how.reader is None, receivers=how.receivers)
 
 
 def _router(

@@ -1,5 +1,6 @@
 """What to do about a gate that returns bare logits, from the structure of the block around it."""
 
+import functools
 import inspect
 import re
 from dataclasses import dataclass
@@ -11,18 +12,22 @@ from torch import nn
 from moetrace.readers.bare_gate import BareGateReader, ExpertsCallReader
 from moetrace.readers.base import Reader
 from moetrace.readers.block_source import choice_rule
-from moetrace.readers.choice_rule import NoChoiceRule
+from moetrace.readers.choice_rule import ChoiceRule, NoChoiceRule
 from moetrace.readers.structure import owned_experts
 from moetrace.readers.wrapping import class_of, unwrapped
 
-__all__ = ["BareGate", "bare_gate", "chooses", "gate_width", "reader_text"]
+__all__ = ["CHOICE_READER", "BareGate", "bare_gate", "chooses", "gate_reader", "gate_width"]
 
 _CHOOSING = re.compile(
     r"top_?k|top_?\d|arg(max|sort|topk)|\bsort|multinomial|scatter|one_hot|gumbel|where|mask"
-    r"|rout|select|choo?s|choice|relu|spars|nonzero|bincount|quantile|searchsorted|sinkhorn"
+    r"|(^|_)routes?(_|$)|select|choo?s|choice|spars|nonzero|bincount|quantile|searchsorted|sinkhorn"
 )
 _EXPERTS_ARGUMENTS = 3
 """Hidden states, ids and weights: the least that experts are called with to choose among them."""
+
+
+# One reader for all blocks that choose alike: a reader per layer would recompile every block.
+_bare_gate_reader = functools.lru_cache(maxsize=None)(BareGateReader)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +35,18 @@ class BareGate:
     """How a block with a bare gate is read, or why it is not.
 
     Attributes:
+        reason: How the choice is read, or why it is not; to be put after "returns bare logits".
         reader: Reads the choice, or None where it is not readable.
-        at: The module that the reader is put on: the gate itself, or the experts.
+        experts: The module of the experts, where the choice is read off its call.
         receivers: The listed experts whose rows the rule is held against.
-        reason: How the choice is read, or why not; to be put after "but".
+        rule: How the block chooses, where its source shows it.
     """
 
-    reader: Reader | None
-    at: nn.Module
-    receivers: tuple[nn.Module, ...]
     reason: str
+    reader: Reader | None = None
+    experts: nn.Module | None = None
+    receivers: tuple[nn.Module, ...] = ()
+    rule: ChoiceRule | None = None
 
 
 def bare_gate(block: nn.Module, gate: nn.Module, experts: int, *, top_k: int) -> BareGate:
@@ -56,22 +63,30 @@ def bare_gate(block: nn.Module, gate: nn.Module, experts: int, *, top_k: int) ->
         top_k: K where the block states it, else 0.
     """
     siblings = [unwrapped(child) for child in block.children() if unwrapped(child) is not gate]
-    for sibling in siblings:
-        if _held(sibling) == experts and _takes_a_choice(sibling):
-            reason = "the choice is what its experts are called with"
-            return BareGate(ExpertsCallReader(experts, top_k=top_k), sibling, (), reason)
-    receivers = next((found for s in siblings if len(found := _listed(s)) == experts), ())
     name = next(name for name, child in block.named_children() if unwrapped(child) is gate)
+    rule, trouble = None, ""
     try:
         rule = choice_rule(block, name, stated=top_k)
-    except NoChoiceRule as trouble:
-        return BareGate(None, gate, (), f"the choice is made in the block around it, and {trouble}")
+    except NoChoiceRule as error:
+        trouble = str(error)
+    for sibling in siblings:
+        if _held(sibling) == experts and _takes_a_choice(sibling):
+            called = ExpertsCallReader(experts, top_k=rule.top_k if rule else top_k)
+            return BareGate(
+                "the choice is what its experts are called with", called, sibling, rule=rule
+            )
+    if rule is None:
+        return BareGate(f"the choice is made in the block around it, but {trouble}")
+    receivers = next((found for s in siblings if len(found := _listed(s)) == experts), ())
     if not receivers:
-        reason = f"its block seems to take {rule}, and nothing it calls shows whether it does"
-        return BareGate(None, gate, (), reason)
-    owner = block if any(step.attribute for step in rule.steps) else None
-    reason = f"the choice is {rule}, held against the rows that its experts get"
-    return BareGate(BareGateReader(experts, rule, owner), gate, receivers, reason)
+        reason = f"its block seems to take {rule}, but nothing that it calls shows whether it does"
+        return BareGate(reason, rule=rule)
+    if any(step.attribute for step in rule.steps):
+        reader = BareGateReader(experts, rule, block)
+    else:
+        reader = _bare_gate_reader(experts, rule)
+    reason = f"its block takes {rule}, which is held against the rows that its experts get"
+    return BareGate(reason, reader, receivers=receivers, rule=rule)
 
 
 def gate_width(module: nn.Module) -> int | None:
@@ -95,15 +110,29 @@ def chooses(module: nn.Module) -> bool:
     )
 
 
-def reader_text(width: int, top_k: int) -> str:
-    """The reader that a user writes for a gate of ``width`` experts that takes its highest."""
+def gate_reader(gate: nn.Module, width: int, top_k: int) -> str:
+    """The reader that a user writes where a block takes the highest of its gate's logits.
+
+    It is said with the advice to check it, as moetrace could not.
+    """
+    plain = isinstance(gate, nn.Linear)
+    which = f"getattr(module, 'out_features', 0) == {width}"
+    if not plain:
+        which = f"type(module).__name__ == {class_of(gate).__name__!r}"
     return (
         "class GateReader:\n"
-        "    def matches(self, module):\n"
-        f"        return getattr(module, 'out_features', 0) == {width}\n"
-        "    def read(self, module, args, kwargs, output):\n"
-        f"        return moetrace.Routing(output.topk({top_k or 2}, dim=-1).indices, output)"
+        f"    def matches(self, module): return {which}\n"
+        "    def read(self, module, args, kwargs, output):"
+        f" return moetrace.Routing(output.topk({top_k or 2}, dim=-1).indices, output)"
     )
+
+
+CHOICE_READER = (
+    "class ChoiceReader:\n"
+    "    def matches(self, module): return type(module).__name__ == 'Choice'\n"
+    "    def read(self, module, args, kwargs, output): return moetrace.Routing(output)"
+)
+"""The reader that a user writes for a module of theirs through which the chosen ids are passed."""
 
 
 def _held(module: nn.Module) -> int | None:

@@ -1,0 +1,102 @@
+"""Putting the hooks on: on the routers, on what shows their logits, and on who has the mask."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from moetrace.layout import SCORINGS
+from moetrace.ops import TracerState
+from moetrace.probes.gate import GateProbe
+from moetrace.probes.mask import MaskProbe, takes_a_mask
+from moetrace.probes.receipts import ReceiptProbe, Receipts
+from moetrace.probes.routing import RoutingProbe
+from moetrace.readers import Found
+
+__all__ = ["Placement", "is_hooked", "put_hooks"]
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The hooks of one tracer.
+
+    Attributes:
+        probes: On the routers, in their order.
+        receipts: Of the routers whose choice is computed again by a rule.
+        handles: Of all hooks.
+    """
+
+    probes: tuple[RoutingProbe, ...]
+    receipts: tuple[Receipts, ...]
+    handles: tuple[RemovableHandle, ...]
+
+
+def put_hooks(
+    model: nn.Module, routers: Sequence[Found], accumulators: Sequence[Tensor], state: TracerState
+) -> Placement:
+    """Put all hooks on.
+
+    Args:
+        model: The traced model.
+        routers: Candidates that are taken.
+        accumulators: Their sums, in the same order.
+        state: Shared by all hooks.
+    """
+    probes, receipts, handles = [], [], []
+    for index, (item, accumulator) in enumerate(zip(routers, accumulators, strict=True)):
+        assert item.reader is not None, "a candidate that is left has no hook"
+        tally = Receipts(index, item.site.num_experts, accumulator.device)
+        gate = None if item.gate is None else GateProbe(accumulator, state)
+        probe = RoutingProbe(
+            accumulator,
+            item.reader,
+            SCORINGS.index(item.site.scoring),
+            state,
+            item.site.kind,
+            tally.expected_E if item.receivers else None,
+            gate,
+        )
+        before = getattr(item.reader, "before_forward", False)
+        put = item.module.register_forward_pre_hook if before else item.module.register_forward_hook
+        handles.append(put(probe, with_kwargs=True))
+        if item.gate is not None and gate is not None:
+            handles.append(item.gate.register_forward_hook(gate))
+        for expert, rows in zip(item.receivers, tally.rows, strict=False):
+            hook = ReceiptProbe(rows, state)
+            handles.append(expert.register_forward_pre_hook(hook, with_kwargs=True))
+        probes.append(probe)
+        receipts += [tally] if item.receivers else []
+    handles += _put_mask_probes(model, [item.module for item in routers], state)
+    return Placement(tuple(probes), tuple(receipts), tuple(handles))
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a tracer reads a routing off this module."""
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return any(isinstance(hook, RoutingProbe) for hook in hooks)
+
+
+def _put_mask_probes(
+    model: nn.Module, routers: Sequence[nn.Module], state: TracerState
+) -> list[RemovableHandle]:
+    owners = _mask_owners(model, routers)
+    handles = []
+    for owner in owners:
+        inner = any(owner is not other and owner in other.modules() for other in owners)
+        probe = MaskProbe(owner, state, inner=inner)
+        handles.append(owner.register_forward_pre_hook(probe, with_kwargs=True))
+    return handles
+
+
+def _mask_owners(model: nn.Module, routers: Sequence[nn.Module]) -> list[nn.Module]:
+    """The modules above a router that get tokens and their attention mask.
+
+    Inner ones come later and outrank outer ones: an encoder and a decoder have masks of their own.
+    """
+    wanted = {id(router) for router in routers}
+    return [
+        module
+        for module in model.modules()
+        if takes_a_mask(module) and any(id(inner) in wanted for inner in module.modules())
+    ]

@@ -1,0 +1,85 @@
+"""Numbers that cannot be right: found when a window arrives, and left out from then on."""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from moetrace.readers import Site
+from moetrace.routing_stats import RoutingStats
+
+__all__ = ["Withholding", "goes_everywhere"]
+
+_log = logging.getLogger("moetrace")
+
+
+class Withholding:
+    """Sites whose numbers are withheld, each with its reason; said once, and kept for the run.
+
+    A site that is withheld stands in every later window with nothing counted.
+
+    Args:
+        sites: The routers, in the order of the accumulators.
+    """
+
+    def __init__(self, sites: Sequence[Site]) -> None:
+        self._sites = tuple(sites)
+        self.reasons: dict[int, str] = {}
+
+    def apply(
+        self, stats: Mapping[int, RoutingStats], disproved: Iterable[tuple[int, str]]
+    ) -> dict[int, RoutingStats]:
+        """A window without the numbers that cannot be right.
+
+        Args:
+            stats: What was counted, by position of the router.
+            disproved: Routers whose rule is not what their block does, and why.
+        """
+        for router, reason in disproved:
+            self._withhold(router, f"read by the rule {self._sites[router].rule!r}, but {reason}")
+        for router, found in stats.items():
+            if goes_everywhere(found) and self._sites[router].top_k != found.num_experts:
+                self._withhold(
+                    router,
+                    f"every token goes to every one of its {found.num_experts} experts: the "
+                    "weights are dense or soft, or zeros show at another place",
+                )
+        return {
+            router: _nothing(found) if router in self.reasons else found
+            for router, found in stats.items()
+        }
+
+    @property
+    def names(self) -> str:
+        """The sites that are withheld, as health shows them."""
+        return ", ".join(self._sites[router].name for router in self.reasons)
+
+    def _withhold(self, router: int, reason: str) -> None:
+        if router in self.reasons:
+            return
+        self.reasons[router] = reason
+        _log.warning(
+            "the numbers of %s are withheld from here on: %s; pass readers=[...] with a reader "
+            "that knows how it chooses (docs/readers.md)",
+            self._sites[router].name,
+            reason,
+        )
+
+
+def goes_everywhere(stats: RoutingStats) -> bool:
+    """Whether each token was counted for each expert, so that nothing was chosen."""
+    each = np.full(stats.num_experts, stats.tokens)
+    return stats.tokens > 0 and bool((stats.tokens_per_expert == each).all())
+
+
+def _nothing(stats: RoutingStats) -> RoutingStats:
+    zeros = np.zeros(stats.num_experts, dtype=np.int64)
+    return RoutingStats(
+        layer=stats.layer,
+        num_experts=stats.num_experts,
+        top_k=stats.top_k,
+        scoring=stats.scoring,
+        tokens_per_expert=zeros,
+        prob_sum=zeros,
+        gate_weight_sum=zeros,
+    )
