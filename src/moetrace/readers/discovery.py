@@ -19,6 +19,7 @@ from moetrace.readers.lookup import MOST_ROWS, LookupReader, looked_up_experts
 from moetrace.readers.modality import kind_of
 from moetrace.readers.router_output import RouterReader
 from moetrace.readers.structure import (
+    PLAIN_LAYERS,
     declared_routers,
     expert_columns,
     expert_rows,
@@ -154,6 +155,8 @@ def _consider(core: Core, own: Sequence[Reader], declared: dict[type, int]) -> I
         rows = experts if expert_columns(module) == experts else rows
     index = next((declared[base] for base in type(module).__mro__ if base in declared), None)
     reader = next((reader for reader in own if reader.matches(module)), None)
+    if reader is None and isinstance(module, PLAIN_LAYERS):
+        rows = None
     num_experts = rows or experts or _stated(module, _COUNT_ATTRIBUTES)
     name = user_name(core.paths[0]).rpartition(".")[2]
     telling = name.lower() in _TELLING_NAMES

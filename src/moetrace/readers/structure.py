@@ -12,6 +12,7 @@ from moetrace.layout import SCORINGS
 from moetrace.readers.wrapping import unwrapped
 
 __all__ = [
+    "PLAIN_LAYERS",
     "declared_routers",
     "expert_columns",
     "expert_rows",
@@ -21,6 +22,8 @@ __all__ = [
     "scoring_of",
 ]
 
+PLAIN_LAYERS = (nn.modules.conv._ConvNd, nn.RNNBase, nn.Bilinear, nn.MultiheadAttention, nn.Embedding)
+"""Layers whose matrices and stacks are what their name says, and neither gates nor experts."""
 _SCORING_ATTRIBUTES = (
     "scoring_func",
     "score_func",
@@ -101,6 +104,8 @@ def owned_experts(module: nn.Module) -> int | None:
     Stacked experts are parameters of three dimensions or more that agree on the first; listed
     experts are two or more children of one type in an ``nn.ModuleList`` or ``nn.ModuleDict``.
     """
+    if isinstance(module, PLAIN_LAYERS):
+        return None
     stacked = {p.shape[0] for p in module.parameters(recurse=False) if p.dim() >= 3}
     if len(stacked) == 1 and (count := int(stacked.pop())) >= 2:
         return count
