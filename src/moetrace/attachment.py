@@ -29,7 +29,7 @@ from moetrace.rank import launch, own_rank, world_size
 from moetrace.readers import Found, Reader, Site, find_routers
 from moetrace.recording import Recording, device_of
 from moetrace.reduction import Layer, Offer
-from moetrace.sinks.recognised import sink_for
+from moetrace.sinks.recognised import recognised
 from moetrace.store import RunFolder
 from moetrace.topology import Mesh, Topology, topology_of
 from moetrace.tracer import Tracer
@@ -70,7 +70,7 @@ def attach(
         sample: Count only the first of every so many steps; what is left out costs an early return.
             Evaluation and named phases are counted all the same.
         sinks: Where else snapshots go: objects with ``write(snapshot)`` and ``close()``, or loggers
-            such as the ``wandb`` module or a ``SummaryWriter``, see `moetrace.sinks.sink_for`.
+            such as the ``wandb`` module or a ``SummaryWriter``, see `moetrace.sinks.recognised`.
         probes: What to measure beside routing: ``GradientProbe()``.
         readers: Your own readers, tried before the built-in ones.
         layers: Glob or globs over site names: only those are recorded. All are hooked all the same,
@@ -99,7 +99,7 @@ def attach(
     and none at their end, one device-to-host copy per window.
     """
     _check_arguments(model, every, sample, alerts)
-    taken_sinks = [sink_for(sink) for sink in sinks]
+    taken_sinks = [recognised(sink) for sink in sinks]
     asked = _checked_probes(probes)
     place = topology_of(topology)
     if reduce not in ("read", "live"):
