@@ -50,7 +50,7 @@ def log(tmp_path: Path) -> Path:
 
 class TestTornTail:
     def test_every_cut_keeps_exactly_the_whole_lines(self, log: Path) -> None:
-        """A log cut at any byte gives the records before the cut, and names the bytes after."""
+        """C9: a log cut at any byte gives the records before the cut, and names the bytes after."""
         text = log.read_bytes()
         (snapshots, events, _), _ = found_in(log)
         for cut in range(len(text) - 1, -1, -1):
@@ -63,7 +63,7 @@ class TestTornTail:
             assert [fault.startswith(torn) for fault in faults] == ([True] if rest else [])
 
     def test_a_whole_record_without_its_newline_does_not_count(self, log: Path) -> None:
-        """A last line that would parse is torn all the same while its newline is missing."""
+        """C10: a last line that would parse is torn all the same while its newline is missing."""
         os.truncate(log, log.stat().st_size - 1)
         (_, _, ended), faults = found_in(log)
         assert not ended
@@ -72,7 +72,7 @@ class TestTornTail:
 
 class TestFlippedBit:
     def test_none_in_the_log_is_read_as_something_else(self, log: Path) -> None:
-        """Every flipped bit of the log is told; at most two records are lost, none is altered."""
+        """C12: each flipped bit of the log is told; at most two records are lost, none altered."""
         (snapshots, events, _), _ = found_in(log)
         for offset in flips(log, log.stat().st_size):
             (left, told, ended), faults = found_in(log)
@@ -84,7 +84,7 @@ class TestFlippedBit:
         assert found_in(log) == ((snapshots, events, True), ())
 
     def test_none_in_the_array_file_is_read_as_something_else(self, log: Path) -> None:
-        """Every flipped bit of a committed row or of the header is told; it costs one snapshot."""
+        """C12, I3: each flipped bit of a committed row or of a header is told; it costs a snapshot."""
         (snapshots, _, _), _ = found_in(log)
         arrays = arrays_of(log.parents[2])
         header = 8 + int.from_bytes(arrays.read_bytes()[:8], "little")

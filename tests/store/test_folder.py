@@ -1,5 +1,6 @@
 """Which folders a run may be written into, and what a process finds out when it joins one."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -12,6 +13,8 @@ import pytest
 from moetrace.errors import RunFolderError
 from moetrace.run import open_run
 from moetrace.store import RunFolder, files
+from tests import leaks
+from tests.store.fault_files import Faults
 from tests.store.windows import HEADER, log_of, window
 
 
@@ -24,7 +27,7 @@ def refused(path: str | os.PathLike[str]) -> str:
 
 class TestPrepare:
     def test_a_folder_is_made_with_its_parents(self, tmp_path: Path) -> None:
-        """A path that is not there becomes a run folder with a manifest."""
+        """C7: a path that is not there becomes a run folder with a manifest."""
         folder = RunFolder.prepare(tmp_path / "runs" / "one")
         manifest = json.loads((tmp_path / "runs/one/run.json").read_text())
         assert manifest == {"format": 1, "run_id": folder.run_id}
@@ -40,12 +43,12 @@ class TestPrepare:
     def test_a_home_folder_is_expanded(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A tilde is the user's home, not a folder of that name."""
+        """C7: a tilde is the user's home, not a folder of that name."""
         monkeypatch.setenv("HOME", str(tmp_path))
         assert RunFolder.prepare("~/run").path == str(tmp_path / "run")
 
     def test_a_path_that_is_not_unicode_is_taken(self, tmp_path: Path) -> None:
-        """A folder name of any bytes holds a run."""
+        """C7: a folder name of any bytes holds a run."""
         path = os.fsencode(tmp_path) + b"/run-\xff"
         folder = RunFolder.prepare(os.fsdecode(path))
         segment = folder.open_segment(rank=0, header=HEADER)
@@ -73,7 +76,7 @@ class TestPrepare:
         assert len({process.communicate(timeout=60)[0] for process in started}) == 1
 
     def test_a_lost_manifest_is_made_again_from_the_segments(self, tmp_path: Path) -> None:
-        """Without run.json, or with a broken one, the run keeps its name and goes on."""
+        """C14: without run.json, or with a broken one, the run keeps its name and goes on."""
         folder = RunFolder.prepare(tmp_path)
         folder.open_segment(rank=0, header=HEADER).close()
         for broken in (None, b"", b"{", b'{"format":1}', b"\xff" * 100):
@@ -85,7 +88,7 @@ class TestPrepare:
             assert json.loads((tmp_path / "run.json").read_text())["run_id"] == folder.run_id
 
     def test_what_a_crash_left_of_a_manifest_is_no_foreign_file(self, tmp_path: Path) -> None:
-        """A process that died while it made the folder does not spoil it."""
+        """C14: a process that died while it made the folder does not spoil it."""
         (tmp_path / "run.json.0123456789abcdef").write_bytes(b"{")
         (tmp_path / "segments").mkdir()
         (tmp_path / "segments/00000-00000.claim").touch()
@@ -110,7 +113,7 @@ class TestPrepare:
 
 class TestRefusedFolder:
     def test_an_empty_path(self) -> None:
-        """The empty path is not the working directory."""
+        """C7: the empty path is not the working directory."""
         assert "empty; pass a path such as" in refused("")
 
     def test_a_folder_with_somebody_s_files(self, tmp_path: Path) -> None:
@@ -141,7 +144,7 @@ class TestRefusedFolder:
         assert "a run of format 2, this version writes 1" in refused(tmp_path)
 
     def test_paths_that_cannot_be_written(self, tmp_path: Path) -> None:
-        """A file, a path below a file, an endless name, a NUL, links to nowhere, a kernel folder.
+        """C7: a file, a path below one, an endless name, a NUL, links to nowhere, a kernel folder.
 
         None of them lets root pass either. Each message names the path and what to do.
         """
@@ -165,7 +168,7 @@ class TestRefusedFolder:
     def test_a_joined_run_that_became_read_only(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """That a run cannot be written is found out before the training starts."""
+        """C7: that a run cannot be written is found out before the training starts."""
         RunFolder.prepare(tmp_path)
 
         def read_only(path: str) -> int:
@@ -177,7 +180,7 @@ class TestRefusedFolder:
 
 class TestOpenSegment:
     def test_attempts_count_up_per_rank(self, tmp_path: Path) -> None:
-        """Each process life of a rank is an attempt: 0, 1, 2; another rank begins at 0."""
+        """C11: each process life of a rank is an attempt: 0, 1, 2; another rank begins at 0."""
         folder = RunFolder.prepare(tmp_path)
         attempts = []
         for rank in (0, 0, 1, 0, 1):
@@ -212,7 +215,8 @@ class TestOpenSegment:
             "folder = RunFolder.prepare(sys.argv[1]); rank = int(sys.argv[2])\n"
             "segment = folder.open_segment(rank=rank, header=HEADER)\n"
             "for seq in range(200):\n"
-            "    segment.append(window(seq, rank=rank, run_id=folder.run_id))\n"
+            "    counts = {'a': (seq, 1 + rank)}\n"
+            "    segment.append(window(seq, counts, rank=rank, run_id=folder.run_id))\n"
             "segment.close()\n"
         )
         started = [
@@ -225,7 +229,7 @@ class TestOpenSegment:
         assert [process.wait(timeout=120) for process in started] == [0, 0]
         run = open_run(tmp_path)
         assert run.faults == ()
-        assert run.counts()[:, 0].tolist() == [[2 * seq, 2] for seq in range(200)]
+        assert run.counts()[:, 0].tolist() == [[2 * seq, 3] for seq in range(200)]
 
     def test_the_manifest_tells_people_what_the_run_is(self, tmp_path: Path) -> None:
         """run.json holds the header of rank 0."""
@@ -249,7 +253,7 @@ class TestOpenSegment:
     def test_a_segment_that_cannot_be_made_is_an_error_at_once(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A full disk at attach raises there, and says which folder."""
+        """C1, C7: a full disk at attach raises there, and says which folder."""
         folder = RunFolder.prepare(tmp_path)
 
         def full(descriptor: int, data: bytes) -> int:
@@ -258,6 +262,27 @@ class TestOpenSegment:
         monkeypatch.setattr(files, "write", full)
         with pytest.raises(RunFolderError, match=f"{tmp_path}.*No space left on device"):
             folder.open_segment(rank=0, header=HEADER)
+
+    def test_an_attach_that_fails_at_any_operation_leaves_no_file_open(
+        self, tmp_path: Path
+    ) -> None:
+        """C7, C14: whatever fails while a folder is made is one error; the next attach works."""
+        for first in range(1, 100):
+            root = tmp_path / str(first)
+            faults = Faults(28, first=first)
+            with faults.injected(), contextlib.suppress(RunFolderError):
+                segment = RunFolder.prepare(root).open_segment(rank=0, header=HEADER)
+                faults.first = 10**6  # from here on it is no attach any more
+                segment.close()
+            assert leaks.open_files(tmp_path) == []
+            folder = RunFolder.prepare(root)
+            segment = folder.open_segment(rank=0, header=HEADER)
+            segment.append(window(0, run_id=folder.run_id, attempt=segment.attempt))
+            segment.close()
+            assert len(open_run(root).snapshots()) == 1
+            if not faults.fired:
+                break
+        assert first == 20  # the first one that meets no operation
 
     def test_a_rank_below_zero_is_a_mistake(self, tmp_path: Path) -> None:
         """Ranks count from 0."""

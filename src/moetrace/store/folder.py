@@ -1,5 +1,6 @@
 """A run folder on disk: made, joined by further processes, or refused because it is not ours."""
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
@@ -77,9 +78,14 @@ class RunFolder:
             writer = SegmentWriter(
                 root=self.path, run_id=self.run_id, rank=rank, attempt=attempt, header=header
             )
+        except OSError as error:
+            raise _unusable(self.path, error) from error
+        try:
             if rank == 0:
                 replace_manifest(self.path, {"run_id": self.run_id, **writer.header})
         except OSError as error:
+            with contextlib.suppress(OSError):
+                writer.close()
             raise _unusable(self.path, error) from error
         return writer
 
