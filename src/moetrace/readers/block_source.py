@@ -61,6 +61,7 @@ class _Walk:
         self.rules: dict[str, set[ChoiceRule]] = {"topk": set(), "single": set()}
         self.trouble: dict[str, NoChoiceRule | None] = {"topk": None, "single": None}
         self._depth = 0
+        self._numbers: dict[str, ast.expr] = {}
 
     def method(self, name: str, given: dict[str, _Scores]) -> _Scores:
         """Walk a method of the block; what it returns of the gate's scores."""
@@ -105,6 +106,8 @@ class _Walk:
         elif isinstance(statement, ast.Assign):
             for target in statement.targets:
                 self._assign(target, found, held)
+                if isinstance(target, ast.Name):
+                    self._numbers[target.id] = statement.value
         elif isinstance(statement, ast.AnnAssign):
             self._assign(statement.target, found, held)
         elif isinstance(statement.value, ast.Call) and _called(statement.value).endswith("_"):
@@ -122,6 +125,7 @@ class _Walk:
     def _assign(self, target: ast.expr, found: _Scores, held: dict[str, _Scores]) -> None:
         if isinstance(target, ast.Name):
             held[target.id] = found
+            self._numbers.pop(target.id, None)
         elif isinstance(target, ast.Tuple):
             for item in target.elts:
                 self._assign(item, None, held)
@@ -216,13 +220,26 @@ class _Walk:
     def _top_k(self, call: ast.Call) -> int:
         given = [word.value for word in call.keywords if word.arg == "k"]
         given += call.args[1 - _is_method(call) :][:1]
-        value = given[0] if given else None
-        found = value.value if isinstance(value, ast.Constant) else self._own(value)
+        found = self._number(given[0]) if given else None
         if not isinstance(found, int) or isinstance(found, bool):
             found = self.stated
         if found < 1:
             raise NoChoiceRule("how many of them it takes cannot be read")
         return found
+
+    def _number(self, value: ast.expr, depth: int = 0) -> Any:
+        """What a number is: written out, the block's own, a name for one, or the least of some."""
+        if isinstance(value, ast.Constant):
+            return value.value
+        if isinstance(value, ast.Name) and value.id in self._numbers and depth < _DEEPEST:
+            return self._number(self._numbers[value.id], depth + 1)
+        if isinstance(value, ast.Name):
+            function = inspect.unwrap(class_of(self.block).forward)
+            return getattr(function, "__globals__", {}).get(value.id)
+        if isinstance(value, ast.Call) and ast.unparse(value.func) == "min" and depth < _DEEPEST:
+            found = [self._number(argument, depth + 1) for argument in value.args]
+            return min(found) if found and all(isinstance(item, int) for item in found) else None
+        return self._own(value)
 
     def _operand(self, value: ast.expr) -> tuple[str, float] | None:
         """What the block itself holds, by its name, or a number."""

@@ -224,13 +224,22 @@ def _bare(core: Core, block: nn.Module, num_experts: int) -> Found:
     site = replace(
         _site(core, how.reader, num_experts, reason, limited=False),
         top_k=how.rule.top_k if how.rule else stated,
-        scoring=(how.rule.scoring if how.rule else "") or scoring_of(block),
+        scoring=(how.rule.scoring if how.rule else "") or _scoring_in(block),
         rule="" if how.rule is None or how.experts is not None else str(how.rule),
         remedy="" if how.reader else gate_reader(core.module, num_experts, stated),
     )
     if how.experts is not None:
+        around = core.paths[0].rpartition(".")[0]
+        inside = next(name for name, inner in block.named_modules() if inner is how.experts)
+        site = replace(site, path=f"{around}.{inside}" if around else inside)
         return Found(site, how.experts, how.reader, gate=core.hooked)
     return Found(site, core.hooked, how.reader, how.reader is None, receivers=how.receivers)
+
+
+def _scoring_in(block: nn.Module) -> str:
+    """What a block makes of its gate's logits, which are no probabilities, whatever it says."""
+    found = scoring_of(block)
+    return "softmax" if found == "probabilities" else found
 
 
 def _router(
