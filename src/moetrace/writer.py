@@ -251,6 +251,7 @@ class Writer:
                 return
         self._seq += 1
         self.latest = snapshot
+        self._keep_newest(snapshot)
         self._record_lost()
         alerts = self._judged(snapshot)
         if self._live is None:
