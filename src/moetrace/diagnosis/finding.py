@@ -6,7 +6,20 @@ from typing import Any
 
 from moetrace.diagnosis.text import in_words
 
-__all__ = ["SEVERITIES", "Diagnosis", "Finding", "SiteState", "worst_first"]
+__all__ = ["KINDS", "SEVERITIES", "Diagnosis", "Finding", "SiteState", "worst_first"]
+
+KINDS = frozenset(
+    """
+    aborted all-experts-run all-masked closed coalesced compiled-before counting-failed
+    counts-contradict cuda-graphs doctor-failed dropped experts-without-weights fallback fault
+    forked forward-replaced hook-gone logits-are-probabilities mask-not-applied model-gone
+    nan-logits near-miss no-mask not-probabilities not-read not-recorded not-run not-run-as-decided
+    not-visible nothing-yet open other-scoring other-top-k out-of-range part-silent
+    router-not-called router-replaced run-not-written sampled scores-contradict silent sink-failed
+    some-not-traced trial-failed trial-refused unused-in-trial went-silent zero-weight
+    """.split()  # noqa: SIM905
+)
+"""Every kind of finding; each has an entry in ``docs/doctor.md``."""
 
 SEVERITIES = ("error", "warning", "note")
 """The worst first: numbers that are wrong or lost; something to look at; good to know."""
@@ -29,6 +42,9 @@ class Finding:
     found: str
     advice: str
     sites: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        assert self.kind in KINDS, self.kind
 
 
 @dataclass(frozen=True, slots=True)

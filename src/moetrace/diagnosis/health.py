@@ -21,7 +21,7 @@ _FINDINGS = {
         "padding is counted there: give the mask of these tokens with tracer.tokens(mask=...)",
     ),
     "lost_layers": (
-        "layer-lost",
+        "router-replaced",
         "error",
         "{} routers were replaced after attach and count nothing any more",
         "close() the tracer and attach again; to have one run, attach after the model is complete",
