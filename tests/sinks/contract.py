@@ -1,13 +1,13 @@
 """What every sink must do, whatever it is for: subclass `SinkContract` and give it a ``sink``."""
 
 import threading
-from typing import Any
 
 import pytest
 from torch import zeros
 
-from moetrace import Alert, attach
+from moetrace import attach
 from moetrace.sinks import Sink
+from tests.alerts.made import alert
 from tests.report.made import stats, window
 from tests.tiny import ScriptedModel
 
@@ -20,24 +20,6 @@ WINDOWS = (
     window(32, 40, stats("\x1b]0;title\x07\u202e[/b]\ud800", [3, 1])),
 )
 """An ordinary window, another phase, nothing routed, no scores, no layers, a hostile name."""
-
-
-def alert(**changes: Any) -> Alert:
-    """An alert of an ordinary layer, or as told."""
-    fields: dict[str, Any] = {
-        "kind": "severe_imbalance",
-        "state": "started",
-        "layer": "layers.0.mlp",
-        "phase": "train",
-        "first_step": 1,
-        "step": 20,
-        "value": 4.52,
-        "threshold": 4.0,
-        "floor": 1.1,
-        "message": "layers.0.mlp: Severe expert imbalance (ratio: 4.52)",
-        "active": 2,
-    }
-    return Alert(**{**fields, **changes})
 
 
 ALERTS = (

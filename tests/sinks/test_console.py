@@ -5,8 +5,9 @@ import pytest
 
 from moetrace.sinks import ConsoleSink
 from moetrace.sinks.console import window_line
+from tests.alerts.made import alert
 from tests.report.made import stats, window
-from tests.sinks.contract import ALERTS, WINDOWS, SinkContract, alert
+from tests.sinks.contract import ALERTS, WINDOWS, SinkContract
 
 
 class TestConsoleSink(SinkContract):

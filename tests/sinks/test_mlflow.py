@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from moetrace.sinks import MlflowSink
+from tests.alerts.made import alert
 from tests.report.made import stats, window
-from tests.sinks.contract import SinkContract, alert
+from tests.sinks.contract import SinkContract
 
 mlflow = pytest.importorskip("mlflow")
 

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 
 from moetrace.sinks import PrometheusSink
+from tests.alerts.made import alert
 from tests.report.made import stats, window
-from tests.sinks.contract import WINDOWS, SinkContract, alert
+from tests.sinks.contract import WINDOWS, SinkContract
 
 prometheus = pytest.importorskip("prometheus_client")
 

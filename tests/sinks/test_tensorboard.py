@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from moetrace.sinks import TensorBoardSink
+from tests.alerts.made import alert
 from tests.report.made import stats, window
-from tests.sinks.contract import SinkContract, alert
+from tests.sinks.contract import SinkContract
 
 pytest.importorskip("tensorboard")
 pytest.importorskip("torch.utils.tensorboard")

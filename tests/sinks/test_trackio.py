@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from moetrace.sinks import TrackioSink
+from tests.alerts.made import alert
 from tests.report.made import stats, window
-from tests.sinks.contract import SinkContract, alert
+from tests.sinks.contract import SinkContract
 
 trackio = pytest.importorskip("trackio")
 

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from moetrace.sinks import WandbSink
+from tests.alerts.made import alert
 from tests.report.made import stats, window
 from tests.sinks import wandb_file
-from tests.sinks.contract import SinkContract, alert
+from tests.sinks.contract import SinkContract
 
 wandb = pytest.importorskip("wandb")
 

@@ -31,6 +31,7 @@ RARE = 1e-6
 """Below this chance, per layer and judgement, a uniform router is ruled out."""
 
 _NAMED = 3
+_TOKENS_FOR_A_MEAN = 64
 _WHOLE = 0.01
 
 
@@ -184,7 +185,14 @@ def _scores(rules: AlertRules, stats: RoutingStats) -> Iterator[Reading]:
     if rules.entropy_threshold is not None:
         entropy = decode("entropy_sum", stats.entropy_sum) / tokens
         text = f"Low routing entropy ({entropy:.4f})"
-        yield below("low_entropy", entropy, rules.entropy_threshold, text, leave=rules.leave)
+        yield below(
+            "low_entropy",
+            entropy,
+            rules.entropy_threshold,
+            text,
+            leave=rules.leave,
+            early=tokens >= _TOKENS_FOR_A_MEAN,
+        )
     probabilities = stats.decoded("prob_sum")
     assignments = stats.tokens * stats.top_k
     counts = stats.tokens_per_expert

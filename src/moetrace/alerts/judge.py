@@ -101,12 +101,16 @@ class _Layer:
         yield from self._alerts(snapshot, stats, at_once, snapshot.first_step)
         if stats.tokens <= 0:
             return
-        whole = self._added(snapshot, stats)
-        if whole is None:
-            return
-        found = readings(self._rules, whole)
-        found += self._persistent(whole)
-        found += self._frozen(whole)
+        window = self._added(snapshot, stats)
+        found = readings(self._rules, window)
+        if self._enough(window):
+            found += self._persistent(window)
+            found += self._frozen(window)
+        else:
+            found = [item for item in found if item.met and item.early and not self._on(item.kind)]
+            if not found:
+                return
+        self._open = None  # what comes next is evidence of its own
         yield from self._alerts(snapshot, stats, found, self._open_since)
 
     def resume(self, alert: Alert) -> None:
@@ -114,18 +118,22 @@ class _Layer:
         condition.active = alert.state == "started"
         condition.first_step = alert.first_step
 
-    def _added(self, snapshot: Snapshot, stats: RoutingStats) -> RoutingStats | None:
-        """The windows since the last judgement, added up; None while they are too short."""
+    def _added(self, snapshot: Snapshot, stats: RoutingStats) -> RoutingStats:
+        """The windows since the last judgement, added up."""
         waiting = self._open
         if waiting is None or _shape(waiting) != _shape(stats):
             self._open, self._open_since = stats, snapshot.first_step
         else:
             self._open = merge_stats([waiting, stats])
-        load = float(self._open.tokens_per_expert.sum()) / self._open.num_experts
-        if self._rules.above_floor and load < self._rules.least_load:
-            return None
-        whole, self._open = self._open, None
-        return whole
+        return self._open
+
+    def _enough(self, stats: RoutingStats) -> bool:
+        """Whether chance plays so small a part that everything can be judged."""
+        load = float(stats.tokens_per_expert.sum()) / stats.num_experts
+        return not self._rules.above_floor or load >= self._rules.least_load
+
+    def _on(self, kind: str) -> bool:
+        return kind in self._conditions and self._conditions[kind].active
 
     def _persistent(self, stats: RoutingStats) -> Iterator[Reading]:
         threshold = self._rules.persistence_threshold

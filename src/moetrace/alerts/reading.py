@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 __all__ = ["Reading", "above", "below"]
 
+_SLACK = 1e-3
+"""A figure exactly at an inclusive threshold stays there when a floor of nearly 0 is subtracted."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -23,6 +26,8 @@ class Reading:
         clear: Whether it is back beyond the leave level.
         text: What is wrong, without the layer's name.
         lasting: Whether it has to last before it starts; the figure is no history of its own.
+        early: Whether it can be met before there are enough tokens to judge everything: chance is
+            ruled out by other means.
     """
 
     kind: str
@@ -33,6 +38,7 @@ class Reading:
     clear: bool
     text: str
     lasting: bool = True
+    early: bool = False
 
 
 def above(
@@ -44,7 +50,7 @@ def above(
     even: float = 0.0,
     leave: float = 1.0,
     floor: Callable[[], float] | None = None,
-    sure: Callable[[], bool] = lambda: True,
+    sure: Callable[[], bool] | None = None,
     inclusive: bool = False,
     lasting: bool = True,
 ) -> Reading:
@@ -59,7 +65,8 @@ def above(
         leave: Share of the way from ``even`` to the threshold at which the condition ends.
         floor: What chance shows; what it is over ``even`` is subtracted before judging. Asked only
             where it matters, since it may cost a millisecond.
-        sure: Whether chance is ruled out; asked only where the figure is beyond the threshold.
+        sure: Whether chance is ruled out; asked only where the figure is beyond the threshold. Such
+            a condition can be met early.
         inclusive: Whether the threshold itself counts as beyond.
         lasting: As in `Reading`.
 
@@ -71,12 +78,25 @@ def above(
     if floor is not None and value > min(back, threshold):
         chance = max(even, floor())
     judged = value - (chance - even)
-    met = (judged >= threshold if inclusive else judged > threshold) and sure()
+    if inclusive and chance > even:
+        judged += _SLACK
+    beyond = judged >= threshold if inclusive else judged > threshold
+    met = beyond and (sure is None or sure())
     clear = judged < back if inclusive else judged <= back
-    return Reading(kind, value, threshold, chance, met, clear and not met, text, lasting)
+    return Reading(
+        kind, value, threshold, chance, met, clear and not met, text, lasting, sure is not None
+    )
 
 
-def below(kind: str, value: float, threshold: float, text: str, *, leave: float = 1.0) -> Reading:
+def below(
+    kind: str,
+    value: float,
+    threshold: float,
+    text: str,
+    *,
+    leave: float = 1.0,
+    early: bool = False,
+) -> Reading:
     """A condition that begins below its threshold and ends at the threshold over ``leave``.
 
     >>> below("low_entropy", 0.1, 0.1, "Low routing entropy (0.1000)").met
@@ -84,4 +104,4 @@ def below(kind: str, value: float, threshold: float, text: str, *, leave: float 
     """
     met = value < threshold
     clear = value >= threshold / leave and not math.isnan(value)
-    return Reading(kind, value, threshold, 0.0, met, clear, text)
+    return Reading(kind, value, threshold, 0.0, met, clear, text, early=early)

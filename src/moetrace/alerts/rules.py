@@ -42,7 +42,7 @@ class AlertRules:
         leave: A condition ends when its figure is back beyond this share of its distance to the
             threshold, in ``(0, 1]``; 1 is no hysteresis.
         least_load: With ``above_floor``, windows are added up until an expert's mean load is this
-            many assignments.
+            many assignments, or until chance is ruled out without.
         phases: Phases that are judged.
 
     Raises:
