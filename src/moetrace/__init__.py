@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         RunNotReadable,
         SinkFailed,
     )
-    from moetrace.probes import GradientProbe
+    from moetrace.probes import GradientProbe, WeightProbe
     from moetrace.readers import Reader, Site, discover
     from moetrace.routing import Routing
     from moetrace.routing_stats import RoutingStats
@@ -47,6 +47,7 @@ _HOMES = {
     "Snapshot": "moetrace.snapshot",
     "Topology": "moetrace.topology",
     "Tracer": "moetrace.tracer",
+    "WeightProbe": "moetrace.probes",
     "attach": "moetrace.attachment",
     "discover": "moetrace.readers",
     "open_run": "moetrace.run",
@@ -72,6 +73,7 @@ __all__ = [
     "Snapshot",
     "Topology",
     "Tracer",
+    "WeightProbe",
     "attach",
     "discover",
     "open_run",

@@ -6,7 +6,7 @@ import os
 import platform
 import uuid
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,15 @@ from moetrace.diagnosis.tracing import Attached
 from moetrace.errors import AlreadyAttached, NoRouterFound
 from moetrace.layout import AccumulatorLayout
 from moetrace.ops import TracerState, register
-from moetrace.probes import GradientMeter, GradientProbe, drop_stale_code, is_hooked, put_hooks
+from moetrace.probes import (
+    GradientMeter,
+    GradientProbe,
+    WeightMeter,
+    WeightProbe,
+    drop_stale_code,
+    is_hooked,
+    put_hooks,
+)
 from moetrace.probes.places import Places
 from moetrace.rank import launch, own_rank, world_size
 from moetrace.readers import Found, Reader, Site, find_routers
@@ -50,7 +58,7 @@ def attach(
     every: int = 100,
     sample: int = 1,
     sinks: Iterable[object] = (),
-    probes: Iterable[GradientProbe] = (),
+    probes: Iterable[GradientProbe | WeightProbe] = (),
     readers: Iterable[Reader] | None = None,
     layers: str | Iterable[str] | None = None,
     topology: Topology | Mesh | None = None,
@@ -71,7 +79,7 @@ def attach(
             Evaluation and named phases are counted all the same.
         sinks: Where else snapshots go: objects with ``write(snapshot)`` and ``close()``, or loggers
             such as the ``wandb`` module or a ``SummaryWriter``, see `moetrace.sinks.recognised`.
-        probes: What to measure beside routing: ``GradientProbe()``.
+        probes: What to measure beside routing: ``GradientProbe()``, ``WeightProbe()``.
         readers: Your own readers, tried before the built-in ones.
         layers: Glob or globs over site names: only those are recorded. All are hooked all the same,
             since compiled layers share their code.
@@ -159,7 +167,7 @@ def attach(
         placed.probes,
         [weakref.ref(module) for module in modules],
         placed.handles,
-        _gradient_meter(model, modules, asked),
+        _meters(model, dict(zip((site.name for site in sites), modules, strict=True)), asked),
         Places(model, [site.name for site in sites], [site.path for site in sites], modules),
         placed.receipts,
     )
@@ -181,20 +189,30 @@ def _check_arguments(model: Any, every: Any, sample: Any, alerts: Any) -> None:
         )
 
 
-def _checked_probes(probes: Iterable[GradientProbe]) -> tuple[GradientProbe, ...]:
+def _checked_probes(probes: Iterable[Any]) -> tuple[GradientProbe | WeightProbe, ...]:
     asked = tuple(probes)
     for probe in asked:
-        if not isinstance(probe, GradientProbe):
-            raise TypeError(f"found {type(probe).__name__} among the probes; give GradientProbe()")
-    if len(asked) > 1:
-        raise ValueError("found two GradientProbes; one measures all parameters")
+        if not isinstance(probe, GradientProbe | WeightProbe):
+            raise TypeError(
+                f"found {type(probe).__name__} among the probes; "
+                "give GradientProbe() or WeightProbe()"
+            )
+    if len({type(probe) for probe in asked}) < len(asked):
+        raise ValueError("found two probes of one kind; one measures all it can")
     return asked
 
 
-def _gradient_meter(
-    model: nn.Module, routers: Iterable[nn.Module], probes: Iterable[GradientProbe]
-) -> GradientMeter | None:
-    return next((GradientMeter(model, routers, probe) for probe in probes), None)
+def _meters(
+    model: nn.Module,
+    routers: Mapping[str, nn.Module],
+    probes: Iterable[GradientProbe | WeightProbe],
+) -> list[GradientMeter | WeightMeter]:
+    return [
+        GradientMeter(model, routers.values(), probe)
+        if isinstance(probe, GradientProbe)
+        else WeightMeter((probe.targets or routers).items(), probe)
+        for probe in probes
+    ]
 
 
 def _recorded(sites: Sequence[Site], layers: str | Iterable[str] | None) -> list[int]:

@@ -21,7 +21,7 @@ from moetrace.accumulator import Accumulators, PackedWindow
 from moetrace.host_copy import HostCopies
 from moetrace.ops import TracerState
 from moetrace.probe_stats import ProbeWindow
-from moetrace.probes import GradientMeter, Receipts, RoutingProbe
+from moetrace.probes import GradientMeter, Receipts, RoutingProbe, WeightMeter
 from moetrace.probes.places import Places
 from moetrace.snapshot import Snapshot
 from moetrace.writer import ClosedWindow, Writer
@@ -51,9 +51,9 @@ class Recording:
         probes: The hooks on the routers.
         routers: Weak references to the routers, in the same order.
         handles: All hooks on the model, removed by `close`.
-        gradients: Measures gradients, where asked for.
-        receipts: What experts received, for the routers whose choice is computed again by a rule.
+        meters: What is measured beside routing.
         places: Where the routers hang, looked at whenever windows close.
+        receipts: What experts received, for the routers whose choice is computed again by a rule.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Recording:
         probes: Sequence[RoutingProbe],
         routers: Sequence[weakref.ref[nn.Module]],
         handles: Sequence[RemovableHandle],
-        gradients: GradientMeter | None = None,
+        meters: Sequence[GradientMeter | WeightMeter] = (),
         places: Places | None = None,
         receipts: Sequence[Receipts] = (),
     ) -> None:
@@ -80,9 +80,9 @@ class Recording:
         self._probes = tuple(probes)
         self._routers = tuple(routers)
         self._handles = tuple(handles)
-        self._gradients = gradients
-        self._receipts = tuple(receipts)
+        self._meters = tuple(meters)
         self._places = places
+        self._receipts = tuple(receipts)
         self._copies = HostCopies()
         self._under_way: deque[ClosedWindow] = deque()
         self._spans: dict[str, list[int]] = {}
@@ -128,8 +128,8 @@ class Recording:
                 self._go_to(int(step or 0) if self._valid(step) else self.step + 1)
             if not self._state.skipping:
                 self._commit("skipped" if skipped else "train")
-            if self._gradients is not None:
-                self._gradients.end_step()
+            for meter in self._meters:
+                meter.end_step()
             if skipped:
                 return
             self._state.skipping = self.step % self._sample != 0
@@ -138,10 +138,12 @@ class Recording:
 
     def measure_gradients(self, scale: Tensor | float | None) -> None:
         """The gradients of the open step are complete: take their norms."""
-        if self._gradients is None or self._state.skipping or self._asleep():
+        meters = [meter for meter in self._meters if isinstance(meter, GradientMeter)]
+        if not meters or self._state.skipping or self._asleep():
             return
         with self._lock:
-            self._gradients.measure(scale=scale)
+            for meter in meters:
+                meter.measure(scale=scale)
 
     def enter_phase(self, name: str) -> None:
         """What runs from here on belongs to the phase ``name``."""
@@ -198,8 +200,8 @@ class Recording:
             self.closed = True
             for handle in self._handles:
                 handle.remove()
-            if self._gradients is not None:
-                self._gradients.close()
+            for meter in self._meters:
+                meter.close()
             if self._state.saw_first and not self._has_stepped:
                 self.say(
                     "no step was ever named, so all that ran is one window of step 0; call "
@@ -346,8 +348,8 @@ class Recording:
         """The window of a phase with what travels along, one part per device."""
         windows = self._accumulators.window(phase)
         along: list[tuple[ProbeWindow, Tensor]] = [item.take() for item in self._receipts]
-        if phase == "train" and self._gradients is not None:
-            along += self._gradients.window()
+        if phase == "train":
+            along += [part for meter in self._meters for part in meter.window(self.step)]
         for probe, bits in along:
             at = next((i for i, w in enumerate(windows) if w.sums.device == bits.device), None)
             if at is None:

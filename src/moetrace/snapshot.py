@@ -14,13 +14,14 @@ from moetrace.gradient_stats import GradientStats
 from moetrace.metrics import METRICS, LayerSpread, layer_detail, layer_summary, spread
 from moetrace.probe_stats import joined
 from moetrace.routing_stats import RoutingStats, merge_stats
+from moetrace.weight_stats import WeightStats
 
 __all__ = ["PROBES", "SCHEMA", "Snapshot", "merge"]
 
 SCHEMA = 1
 """Version of the snapshot's fields; it rises when the meaning of a field changes."""
 
-PROBES: Mapping[str, type[Any]] = {"gradients": GradientStats}
+PROBES: Mapping[str, type[Any]] = {"weights": WeightStats, "gradients": GradientStats}
 """Fields of a snapshot that probes beside routing fill, and the class of their records."""
 
 
@@ -40,6 +41,7 @@ class Snapshot:
         routing: One record per router, in the model's order.
         health: The tracer's own state when the window closed: numbers and short strings by name.
         schema: Version of these fields.
+        weights: One record per tensor of a router, where they are followed.
         gradients: One record per block, group and part of the parameters, where they are measured.
     """
 
@@ -54,6 +56,7 @@ class Snapshot:
     routing: tuple[RoutingStats, ...]
     health: Mapping[str, Any] = field(default_factory=dict[str, Any])
     schema: int = SCHEMA
+    weights: tuple[WeightStats, ...] = ()
     gradients: tuple[GradientStats, ...] = ()
 
     @property

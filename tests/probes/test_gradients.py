@@ -110,7 +110,7 @@ class TestGradientProbe:
         for scale in (1024.0, torch.tensor(1024.0)):
             meter = GradientMeter(model, (), moetrace.GradientProbe())
             meter.measure(scale=scale)
-            ((window, bits),) = meter.window()
+            ((window, bits),) = meter.window(1)
             assert norm_of(window.stats(bits.numpy())) == pytest.approx(plain, rel=1e-6)
 
     def test_a_step_with_infinite_gradients_is_counted_and_left_out(self, tmp_path):
@@ -123,7 +123,7 @@ class TestGradientProbe:
         expected = by_hand(model)
         model.lm_head.weight.grad[0, 0] = float("inf")
         meter.measure()
-        ((window, bits),) = meter.window()
+        ((window, bits),) = meter.window(1)
         records = window.stats(bits.numpy())
         assert {(record.steps, record.nonfinite) for record in records} == {(2, 1)}
         assert norm_of(records) == pytest.approx(expected, rel=1e-6)
@@ -152,7 +152,7 @@ class TestGradientProbe:
         model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
         backward(model, 0)
         meter.measure()
-        ((window, bits),) = meter.window()
+        ((window, bits),) = meter.window(1)
         assert norm_of(window.stats(bits.numpy())) == pytest.approx(by_hand(model), rel=1e-6)
 
     def test_the_model_is_not_kept_alive(self):
@@ -163,7 +163,7 @@ class TestGradientProbe:
         del model
         assert gone() is None
         meter.measure()
-        assert meter.window() == []
+        assert meter.window(1) == []
 
 
 class TestLowRankAdapters:
@@ -184,7 +184,7 @@ class TestLowRankAdapters:
         meter = GradientMeter(model, (), moetrace.GradientProbe())
         backward(model, 0)
         meter.measure()
-        ((window, bits),) = meter.window()
+        ((window, bits),) = meter.window(1)
         return window.stats(bits.numpy())
 
     def test_the_two_factors_stand_apart(self, adapted):
@@ -208,5 +208,5 @@ class TestLowRankAdapters:
 class TestBadInput:
     def test_a_probe_that_is_none(self):
         """attach says what it found among the probes and what to give."""
-        with pytest.raises(TypeError, match=r"found str among the probes; give GradientProbe\(\)"):
+        with pytest.raises(TypeError, match=r"found str among the probes; give GradientProbe\(\) or WeightProbe"):
             moetrace.attach(copy.deepcopy(seeded("Qwen3Moe")), probes=["gradients"])

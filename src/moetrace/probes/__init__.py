@@ -6,6 +6,7 @@ from moetrace.probes.placement import Placement, is_hooked, put_hooks
 from moetrace.probes.receipts import RECEIPTS, Receipts
 from moetrace.probes.routing import RoutingProbe
 from moetrace.probes.stale_code import drop_stale_code
+from moetrace.probes.weights import WeightMeter, WeightProbe
 
 __all__ = [
     "RECEIPTS",
@@ -15,6 +16,8 @@ __all__ = [
     "Placement",
     "Receipts",
     "RoutingProbe",
+    "WeightMeter",
+    "WeightProbe",
     "drop_stale_code",
     "is_hooked",
     "put_hooks",

@@ -141,8 +141,9 @@ class GradientMeter:
         """The optimizer step is over; the next one is measured anew."""
         self._measured = False
 
-    def window(self) -> "list[tuple[GradientWindow, Tensor]]":
+    def window(self, step: int) -> "list[tuple[GradientWindow, Tensor]]":
         """Close the window: what its rows are, and their sums as the bits of float64."""
+        del step  # the sums hold their own number of steps
         closed = [
             (
                 GradientWindow(measured, rows.kinds, tuple(rows.numel), tuple(rows.sharded)),
