@@ -1,6 +1,7 @@
 """Which modules of a model are its routers, and why each candidate was taken or left."""
 
 import functools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -37,6 +38,7 @@ _TELLING_NAMES = ("router", "gate", "gating")
 _COUNT_ATTRIBUTES = ("num_experts", "n_routed_experts", "num_local_experts", "n_experts")
 _CHOICE_ATTRIBUTES = ("top_k", "num_experts_per_tok", "moe_top_k", "num_selected_experts")
 _OWN_CHOICE_ATTRIBUTES = (*_CHOICE_ATTRIBUTES, "topk", "top_n", "moe_topk", "k")
+_CALLED_SO = re.compile(r"rout|gat(e|ing)|expert|moe|switch|mixture|select|choice", re.IGNORECASE)
 _RANKS_ATTRIBUTES = ("ep_size", "world_size")
 
 # One reader for all routers that are read alike: a reader per layer would recompile every block.
@@ -178,6 +180,11 @@ def _consider(core: Core, own: Sequence[Reader], declared: dict[type, int]) -> I
     elif block is not None and (gated := _gated(module, block, rows, experts)):
         yield _bare(core, block, gated)
         return
+    elif rows and rows == experts and not _holds_experts(module) and not _is_called_so(core):
+        reason = (
+            f"has a matrix of {rows} rows and stands beside {experts} equal modules, but nothing "
+            "here is called a router, a gate or experts; if it chooses among them, pass a reader"
+        )
     elif rows and rows == experts and not _holds_experts(module):
         reason = f"has a matrix of {rows} rows and stands beside {experts} experts"
         reader, num_experts = _router(module, block, rows, None)
@@ -297,6 +304,14 @@ def _experts_beside(core: Core, rows: int | None) -> int | None:
         if named and rows and _stated(sibling, _COUNT_ATTRIBUTES) == rows:
             return rows
     return None
+
+
+def _is_called_so(core: Core) -> bool:
+    """Whether a router, its block or what stands beside it is called one, by attribute or class."""
+    assert core.block is not None
+    children = dict(core.block.named_children())
+    names = [*children, *(class_of(unwrapped(child)).__name__ for child in children.values())]
+    return any(_CALLED_SO.search(name) for name in (class_of(core.block).__name__, *names))
 
 
 def _states_a_choice(module: nn.Module, rows: int) -> bool:

@@ -4,8 +4,6 @@ import functools
 import inspect
 import re
 from dataclasses import dataclass
-from types import CodeType, FunctionType
-from typing import Any
 
 from torch import nn
 
@@ -13,7 +11,7 @@ from moetrace.readers.bare_gate import BareGateReader, ExpertsCallReader
 from moetrace.readers.base import Reader
 from moetrace.readers.block_source import choice_rule
 from moetrace.readers.choice_rule import ChoiceRule, NoChoiceRule
-from moetrace.readers.structure import owned_experts
+from moetrace.readers.structure import names_in, owned_experts
 from moetrace.readers.wrapping import class_of, unwrapped
 
 __all__ = ["CHOICE_READER", "BareGate", "bare_gate", "chooses", "gate_reader", "gate_width"]
@@ -106,7 +104,7 @@ def chooses(module: nn.Module) -> bool:
         _CHOOSING.search(name)
         for inner in module.modules()
         if not class_of(inner).__module__.startswith("torch.nn")
-        for name in _names_in(class_of(inner).forward, class_of(inner), set())
+        for name in names_in(class_of(inner).forward, class_of(inner))
     )
 
 
@@ -157,17 +155,3 @@ def _takes_a_choice(module: nn.Module) -> bool:
     except (TypeError, ValueError):
         return False
     return len(taken) >= _EXPERTS_ARGUMENTS or any(p.kind is p.VAR_POSITIONAL for p in taken)
-
-
-def _names_in(function: Any, owner: type, seen: set[CodeType]) -> set[str]:
-    """Names that a function's code uses, with those of the methods of its class that it calls."""
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    if not isinstance(code, CodeType) or code in seen:
-        return set()
-    seen.add(code)
-    names = {name.lower() for name in code.co_names}
-    for name in code.co_names:
-        method = getattr(owner, name, None)
-        if isinstance(method, FunctionType) and not hasattr(nn.Module, name):
-            names |= _names_in(method, owner, seen)
-    return names

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from moetrace.readers.structure import names_in
+from moetrace.readers.wrapping import class_of
 from moetrace.routing import Routing
 
 __all__ = ["MOST_ROWS", "LookupReader", "looked_up_experts"]
@@ -41,9 +43,11 @@ def looked_up_experts(block: nn.Module) -> tuple[nn.Embedding, int] | None:
     """The first of a block's tables of experts and their number E, or None where it holds none.
 
     Two tables of one size, and in the block a matrix or a stack of keys with n or 2n rows, where n
-    is the root of that size, or of a head's share of it: the signature of product keys. A block of
-    position tables has none.
+    is the root of that size, or of a head's share of it, and a forward that takes a top-k: the
+    signature of product keys. A block of position tables, or of two towers, has none.
     """
+    if "topk" not in names_in(class_of(block).forward, class_of(block)):
+        return None
     heads = getattr(block, "heads", 1) if getattr(block, "separate_embed_per_head", False) else 1
     tables = [child for child in block.children() if isinstance(child, nn.Embedding)]
     for index, table in enumerate(tables):

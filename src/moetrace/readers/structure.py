@@ -3,7 +3,8 @@
 Nothing here runs the model, reads a value off a device or looks at a class name.
 """
 
-from types import CodeType
+import inspect
+from types import CodeType, FunctionType
 from typing import Any
 
 from torch import nn
@@ -18,11 +19,18 @@ __all__ = [
     "expert_rows",
     "inner_experts",
     "inner_gate",
+    "names_in",
     "owned_experts",
     "scoring_of",
 ]
 
-PLAIN_LAYERS = (nn.modules.conv._ConvNd, nn.RNNBase, nn.Bilinear, nn.MultiheadAttention, nn.Embedding)
+PLAIN_LAYERS = (
+    nn.modules.conv._ConvNd,
+    nn.RNNBase,
+    nn.Bilinear,
+    nn.MultiheadAttention,
+    nn.Embedding,
+)
 """Layers whose matrices and stacks are what their name says, and neither gates nor experts."""
 _SCORING_ATTRIBUTES = (
     "scoring_func",
@@ -142,6 +150,24 @@ def scoring_of(router: nn.Module) -> str:
         return "sigmoid"
     local = " ".join(code.co_varnames).lower()
     return "probabilities" if "prob" in local and "logit" not in local else "softmax"
+
+
+def names_in(function: Any, owner: type) -> set[str]:
+    """Names that a function's code uses, with those of the methods of its class that it calls."""
+    return _names_in(function, owner, set())
+
+
+def _names_in(function: Any, owner: type, seen: set[CodeType]) -> set[str]:
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if not isinstance(code, CodeType) or code in seen:
+        return set()
+    seen.add(code)
+    names = {name.lower() for name in code.co_names}
+    for name in code.co_names:
+        method = getattr(owner, name, None)
+        if isinstance(method, FunctionType) and not hasattr(nn.Module, name):
+            names |= _names_in(method, owner, seen)
+    return names
 
 
 def _code_of(function: Any) -> CodeType | None:
