@@ -70,6 +70,7 @@ class TestFallsBack:
     def test_without_triton(self, unresolved, monkeypatch, caplog):
         """Without Triton the composition counts; that is said once and is no error."""
         monkeypatch.setitem(sys.modules, "moetrace.ops.triton_kernel", None)
+        monkeypatch.setattr("moetrace.ops.library.host_delta", lambda *_: None)
         state = TracerState()
         register(state)
         accumulator = torch.zeros(len(Bin), WIDTH, dtype=torch.int64)
@@ -135,8 +136,9 @@ class TestFallsBack:
 
 class TestOperatorForm:
     def test_on_a_cpu(self):
-        """On a CPU the composition counts."""
-        assert operator_form(torch.device("cpu")) == "torch composition"
+        """On a CPU the host form counts, elsewhere without a kernel the composition."""
+        assert operator_form(torch.device("cpu")) == "host form"
+        assert operator_form(torch.device("xpu")) == "torch composition"
 
     def test_where_there_is_the_kernel(self, unresolved):
         """Where the kernel was found it is named."""

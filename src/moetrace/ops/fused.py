@@ -68,10 +68,10 @@ def operator_form(device: torch.device) -> str:
     the first forward.
 
     >>> operator_form(torch.device("cpu"))
-    'torch composition'
+    'host form'
     """
     if device.type not in _DEVICES:
-        return "torch composition"
+        return "host form" if device.type == "cpu" else "torch composition"
     if _kernel.resolve() is None:
         return f"torch composition, since the fused kernel failed: {_kernel.failure}"
     return "fused kernel"

@@ -23,6 +23,7 @@ from torch import Tensor
 from moetrace.layout import AccumulatorLayout
 from moetrace.ops.backward import in_backward
 from moetrace.ops.fused import add_fused
+from moetrace.ops.host_form import host_delta
 from moetrace.ops.reference import routing_delta
 from moetrace.routing import Routing
 
@@ -144,8 +145,8 @@ def count(
         handle: Number of the tracer.
         key: Names the router to `hold`, where its logits come that way.
 
-    Cost: `routing_delta` and one addition. Where it does not count, about 7 us of a CPU with the
-    hook around it (``benchmarks/counted_cost.py``, paused).
+    Cost: one form of the operator and one addition. Where it does not count, about 7 us of a CPU
+    with the hook around it (``benchmarks/counted_cost.py``, paused).
     """
     state = _states.get(handle)
     if state is None or state.paused:
@@ -173,7 +174,13 @@ def count(
                 mask_T = None
             if mask_T is not None:
                 mask_T = mask_T.reshape(-1).to(choice.device)
-            if not add_fused(accumulator[row], routing, mask_T, num_experts, scoring):
+            sums = None
+            if accumulator.is_cpu:
+                sums = host_delta(routing, mask_T, num_experts, scoring)
+            if sums is not None:
+                with state.lock:
+                    accumulator.numpy()[row] += sums
+            elif not add_fused(accumulator[row], routing, mask_T, num_experts, scoring):
                 delta = routing_delta(routing, mask_T, num_experts, scoring)
                 if delta.device != accumulator.device:
                     state.misplaced = True

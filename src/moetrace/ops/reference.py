@@ -1,8 +1,9 @@
 """What one forward of one router adds to its accumulator, as a composition of torch operations.
 
-It runs on the CPU and wherever there is no fused kernel, and says what every other form of the
-operator must equal. Letters: T tokens, E experts, K chosen per token, S scalars of
-`moetrace.layout.SCALARS`, R its sums of reals, W = `AccumulatorLayout.width`.
+It runs wherever there is no fused kernel, takes the forwards on a CPU that `moetrace.ops.host_form`
+leaves, and says what every other form of the operator must equal. Letters: T tokens, E experts,
+K chosen per token, S scalars of `moetrace.layout.SCALARS`, R its sums of reals,
+W = `AccumulatorLayout.width`.
 
 No value is read back to the host, no shape depends on data, and no operation is used that CUDA
 refuses or serialises in deterministic mode for its own sake (``bincount``, ``histc``, ``nonzero``).
@@ -17,7 +18,7 @@ from torch import Tensor
 from moetrace.layout import FRACTION_BITS, LIMITS, SCALARS, SCORINGS
 from moetrace.routing import Routing
 
-__all__ = ["FLOOR", "routing_delta"]
+__all__ = ["FLOOR", "log_scores", "routing_delta"]
 
 FLOOR = -200.0
 """Log probabilities are bounded from below, so that p log p of a masked expert is 0 and not NaN."""
@@ -143,7 +144,7 @@ def _scores(
     logits_TE: Tensor, choice: _Choice, real_T1: Tensor | None, scoring: str
 ) -> tuple[Tensor, Tensor]:
     """Probability sums ``(E,)``; minus the scored tokens, then the sums of reals, ``(1 + R,)``."""
-    scores_TE = _log_scores(logits_TE, scoring)
+    scores_TE = log_scores(logits_TE, scoring)
     highest_T1 = scores_TE.amax(1, keepdim=True)
     # Shifted scores are at most 0, and 0 somewhere in each row, so that nothing below is NaN: a
     # difference is NaN where a row is not finite, and minus infinity for a masked expert.
@@ -170,7 +171,7 @@ def _scores(
     return fixed_E, reals_TR.sum(0, dtype=torch.int64)
 
 
-def _log_scores(logits_TE: Tensor, scoring: str) -> Tensor:
+def log_scores(logits_TE: Tensor, scoring: str) -> Tensor:
     """The logarithm of each expert's score before the scores of a token are normalised."""
     if scoring == "sigmoid":
         return torch.nn.functional.logsigmoid(logits_TE)
