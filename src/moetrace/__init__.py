@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from moetrace.alerts import Alert, AlertRules
     from moetrace.attachment import attach
+    from moetrace.diagnosis import Diagnosis, Finding
     from moetrace.errors import (
         AlreadyAttached,
         MoETraceError,
@@ -32,6 +33,8 @@ _HOMES = {
     "Alert": "moetrace.alerts",
     "AlertRules": "moetrace.alerts",
     "AlreadyAttached": "moetrace.errors",
+    "Diagnosis": "moetrace.diagnosis",
+    "Finding": "moetrace.diagnosis",
     "GradientProbe": "moetrace.probes",
     "MoETraceError": "moetrace.errors",
     "NoRouterFound": "moetrace.errors",
@@ -58,6 +61,8 @@ __all__ = [
     "Alert",
     "AlertRules",
     "AlreadyAttached",
+    "Diagnosis",
+    "Finding",
     "GradientProbe",
     "MoETraceError",
     "NoRouterFound",
