@@ -304,6 +304,13 @@ class TestTables:
 
 
 class TestSummary:
+    def test_a_phase_that_is_superseded_as_a_whole_is_not_listed(self, tmp_path: Path) -> None:
+        """An evaluation of steps that were trained again is no phase of the run any more."""
+        write(tmp_path, [window(0), window(1, phase="eval", steps=(10, 10))])
+        write(tmp_path, [window(0, attempt=1)])
+        run = open_run(tmp_path)
+        assert (run.phases, run.summary()["windows"]) == (("train",), {"train": 1})
+
     def test_a_run_in_plain_values(self, tmp_path: Path) -> None:
         """Everything in it can be written as JSON; tokens are those of the busiest layer."""
         write(

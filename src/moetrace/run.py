@@ -86,7 +86,8 @@ class Run:
         self.manifest = index.manifest
         self.layers = tuple(index.experts)
         self.experts = tuple(index.experts.values())
-        phases = {entry.phase for entry in index.entries}
+        # of a phase that a later attempt superseded as a whole there is nothing to show
+        phases = {entry.phase for entry in index.current}
         self.phases = tuple(sorted(phases, key=lambda phase: (phase != "train", phase)))
         self.ranks = tuple(sorted({segment.name.rank for segment in index.segments}))
         self.attempts = tuple(sorted({life.number for life in index.ranks.lives.values()}))

@@ -9,7 +9,6 @@ A line per child is printed: its number, whether it was killed, and what it saw 
 import mmap
 import os
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,9 +37,9 @@ def write_three(root: Path, acked: mmap.mmap, faults: Faults | None = None) -> N
     os._exit(0)
 
 
-def _for_nothing(call: str) -> Callable[[], object]:
-    """Makes one call of that kind that changes nothing."""
-    descriptor, spare = tempfile.mkstemp()
+def _for_nothing(call: str, spare: Path) -> Callable[[], object]:
+    """Makes one call of that kind that changes nothing but a spare file."""
+    descriptor = os.open(spare, os.O_RDWR | os.O_CREAT)
     calls: dict[str, Callable[[], object]] = {
         "write": lambda: os.write(descriptor, b"x"),
         "pwrite64": lambda: os.pwrite(descriptor, b"x", 0),
@@ -52,7 +51,7 @@ def _for_nothing(call: str) -> Callable[[], object]:
 
 def main(folder: Path, call: str, latest: int) -> None:
     """Start children one after the other until one lives to its end."""
-    nothing = _for_nothing(call)
+    nothing = _for_nothing(call, folder / "spare")
     for number in range(1, latest + 1):
         with mmap.mmap(-1, 8) as acked:
             child = os.fork()

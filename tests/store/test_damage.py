@@ -84,7 +84,7 @@ class TestFlippedBit:
         assert found_in(log) == ((snapshots, events, True), ())
 
     def test_none_in_the_array_file_is_read_as_something_else(self, log: Path) -> None:
-        """C12, I3: each flipped bit of a committed row or of a header is told; it costs a snapshot."""
+        """C12, I3: each flipped bit of a committed row or a header is told; it costs a snapshot."""
         (snapshots, _, _), _ = found_in(log)
         arrays = arrays_of(log.parents[2])
         header = 8 + int.from_bytes(arrays.read_bytes()[:8], "little")

@@ -20,6 +20,7 @@ import orjson
 from moetrace.store import files
 
 __all__ = [
+    "MAX_CONTAINERS",
     "MAX_DEPTH",
     "MAX_LINE",
     "DamagedRecord",
@@ -35,6 +36,10 @@ MAX_LINE = 16 << 20
 
 MAX_DEPTH = 64
 """Containers inside containers that a free-form value may have."""
+
+MAX_CONTAINERS = 1 << 19
+"""Opening brackets that a line may have, those in its texts included: each costs far more memory
+than its byte."""
 
 _CHUNK = 1 << 20
 _TAIL = b',"crc32":"%08x"}\n'
@@ -62,6 +67,8 @@ def seal_line(record: Mapping[str, Any]) -> bytes:
     line = body + _TAIL % zlib.crc32(body)
     if len(line) > MAX_LINE:
         raise ValueError(f"found a record of {len(line)} bytes; a line holds at most {MAX_LINE}")
+    if _brackets(body) > MAX_CONTAINERS:
+        raise ValueError(f"found a record of more than {MAX_CONTAINERS} lists and mappings")
     return line
 
 
@@ -75,6 +82,8 @@ def open_line(line: bytes) -> dict[str, Any]:
     # compared as bytes: read as a number, a checksum would take "A" for "a", one bit apart
     if tail != _TAIL % zlib.crc32(body):
         raise DamagedRecord("bad checksum")
+    if _brackets(body) > MAX_CONTAINERS:
+        raise DamagedRecord(f"more than {MAX_CONTAINERS} containers")
     try:
         record = orjson.loads(body + b"}")
     except orjson.JSONDecodeError as error:
@@ -82,6 +91,10 @@ def open_line(line: bytes) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DamagedRecord("not a JSON object")
     return record
+
+
+def _brackets(text: bytes) -> int:
+    return text.count(b"[") + text.count(b"{")
 
 
 def read_lines(log: int) -> Iterator[tuple[int, bytes]]:
