@@ -26,21 +26,26 @@ SETTINGS = {
 
 
 def models(folder, monkeypatch):
-    """Every model class of the folder in its default size, built without memory."""
+    """The last model class of each configuration in the folder, which holds the others.
+
+    In their default size, built without memory.
+    """
     from transformers import PreTrainedModel
 
     name = f"transformers.models.{folder}.modeling_{folder}"
     module = importlib.import_module(name)
     if hasattr(module, "requires_backends"):  # libraries of a loss or a kernel; nothing runs here
         monkeypatch.setattr(module, "requires_backends", lambda *needs: None)
-    for item in list(vars(module).values()):
+    last = {}
+    for item in vars(module).values():
         known = inspect.isclass(item) and issubclass(item, PreTrainedModel)
-        if not known or item.__module__ != name or item.__name__.endswith("PreTrainedModel"):
-            continue
+        if known and item.__module__ == name and not item.__name__.endswith("PreTrainedModel"):
+            last[item.config_class] = item
+    for config_class, item in last.items():
         try:
             with warnings.catch_warnings(), torch.device("meta"):
                 warnings.simplefilter("ignore")
-                config = item.config_class(**SETTINGS.get(folder, {}))
+                config = config_class(**SETTINGS.get(folder, {}))
                 if folder.endswith("_assistant"):  # its layers use the cache of another model
                     config.text_config.num_kv_shared_layers = 0
                 yield item(config)
