@@ -42,10 +42,3 @@ class TestStMoe:
         stats = watched.layers["layers.0.moe"]
         assert stats.scoring == "softmax"
         assert stats.mean("entropy_sum") == pytest.approx(entropy(logits), abs=1e-5)
-
-
-def test_half_of_the_choices_dropped():
-    """K is that of the gate, even where as many choices are left as there are tokens."""
-    from moetrace.writer import _choices
-
-    assert _choices(T, T, 2, limited=True) == (2, T)
