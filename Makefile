@@ -3,6 +3,7 @@
 #   make demo    train a small MoE on real text, watch its routing, leave a report
 #   make test    everything that must hold: format, lint, types, floors, wheel, tests
 #   make lint    the part of it that runs nothing
+#   make chaos   the long versions: 1,000 kills, 1,000 forks, a soak; writes RELIABILITY.json
 #   make bench   what tracing costs
 #   make docs    renew generated blocks of the documentation
 #
@@ -10,7 +11,7 @@
 #   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint wheel chromium bench docs clean
+.PHONY: help demo test lint wheel chromium chaos bench docs clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 MAKEFLAGS += --no-print-directory
@@ -39,6 +40,10 @@ lint: $(VENV)/ready-to-test
 
 wheel: $(VENV)/ready-to-test
 	@.ci/test-wheel $(BIN)/python
+
+# CHAOS="--kills 100 --soak 0" makes it shorter; see python -m tests.chaos --help.
+chaos: $(VENV)/ready-to-test
+	@$(BIN)/python -m tests.chaos $(CHAOS)
 
 bench: $(VENV)/ready-to-test
 	@set -e; for question in benchmarks/[a-z]*.py; do $(BIN)/python "$$question"; done

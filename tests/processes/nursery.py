@@ -58,7 +58,7 @@ class Program:
         Raises:
             TimeoutError: It hung; it is dead now, with all that it started.
         """
-        code = self._nursery.ask(wait=self.pid)
+        code = self._nursery.wait(self.pid)
         out, err = ((self._folder / name).read_text() for name in ("out", "err"))
         if code is None:
             raise TimeoutError(f"the program hung:\n{out}\n{err}")
@@ -68,8 +68,8 @@ class Program:
 class Nursery:
     """Starts programs; use it as a context manager."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._started = folder, 0
+    def __init__(self, folder: Path, *, longest: float = LONGEST) -> None:
+        self._folder, self._started, self._longest = folder, 0, longest
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
@@ -96,6 +96,11 @@ class Nursery:
         assert self._process.stdout is not None
         print(json.dumps(request), file=self._process.stdin, flush=True)
         return json.loads(self._process.stdout.readline())
+
+    def wait(self, pid: int) -> int | None:
+        """The exit code of a program; None where it hung."""
+        code: int | None = self.ask(wait=pid, longest=self._longest)
+        return code
 
     def start(self, source: str, **names: Any) -> Program:
         """Start a program in which these names stand for these plain values."""
@@ -124,8 +129,8 @@ def _child(source: str, folder: str) -> None:
     exec(compile(source, os.path.join(folder, "program.py"), "exec"), program.__dict__)
 
 
-def _ended(pid: int) -> int | None:
-    deadline = time.monotonic() + LONGEST
+def _ended(pid: int, longest: float) -> int | None:
+    deadline = time.monotonic() + longest
     while time.monotonic() < deadline:
         found, status = os.waitpid(pid, os.WNOHANG)
         if found:
@@ -141,13 +146,13 @@ def _serve() -> bool:
     for line in iter(sys.stdin.readline, ""):
         request = json.loads(line)
         if "wait" in request:
-            answer = _ended(request["wait"])
+            answer = _ended(request["wait"], request["longest"])
         else:
             answer = os.fork()
             if answer == 0:
                 _child(request["source"], request["folder"])
                 return True
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(answer), flush=True)  # noqa: T201 - the answer
     return False
 
 

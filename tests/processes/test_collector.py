@@ -12,7 +12,7 @@ class TestReentry:
     def test_destructors_may_call_the_tracer_anywhere(
         self, nursery: Nursery, tmp_path: Path
     ) -> None:
-        """B9: a collection at every allocation whose destructors flush and log ends in no deadlock."""
+        """B9: a collection at each allocation whose destructors flush and log stops nobody."""
         program = START + (
             "import gc, logging\n"
             "from moetrace.sinks import MemorySink\n"

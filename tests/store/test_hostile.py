@@ -52,7 +52,7 @@ def replace_log(root: Path, text: bytes) -> None:
 
 class TestLines:
     def test_a_bad_line_in_the_middle_is_skipped_and_named(self, root: Path) -> None:
-        """The lines before and after a damaged one are read; its number is told."""
+        """C12: the lines before and after a damaged one are read; its number is told."""
         texts = log_of(root).read_bytes().splitlines(keepends=True)
         texts[2] = b"garbage\n"
         replace_log(root, b"".join(texts))
@@ -61,7 +61,7 @@ class TestLines:
         assert reason(run) == "line 3: bad checksum; skipped"
 
     def test_a_repeated_line_counts_once(self, root: Path) -> None:
-        """A line that stands twice, checksum and all, is not added twice."""
+        """C13: a line that stands twice, checksum and all, is not added twice."""
         texts = log_of(root).read_bytes().splitlines(keepends=True)
         replace_log(root, b"".join([*texts[:3], texts[2], *texts[3:]]))
         run = open_run(root)
@@ -69,7 +69,7 @@ class TestLines:
         assert reason(run) == "line 4: repeats record 2; skipped"
 
     def test_lines_that_are_gone_are_missed(self, root: Path) -> None:
-        """A line that was cut out cleanly leaves a gap in the numbers."""
+        """C13: a line that was cut out cleanly leaves a gap in the numbers."""
         texts = log_of(root).read_bytes().splitlines(keepends=True)
         replace_log(root, b"".join([*texts[:1], *texts[3:]]))
         assert reason(open_run(root)) == "2 lines before line 2 are missing"
@@ -83,7 +83,7 @@ class TestLines:
         assert reason(open_run(root)) == "line 4: a snapshot of another segment; skipped"
 
     def test_a_damaged_header_costs_no_snapshot(self, root: Path) -> None:
-        """Rank and attempt also stand in the folder's name, and the run in every line."""
+        """C12, I15: rank and attempt also stand in the folder's name, and the run in every line."""
         texts = log_of(root).read_bytes().splitlines(keepends=True)
         replace_log(root, b"x" + b"".join(texts)[1:])
         run = open_run(root)
@@ -94,7 +94,7 @@ class TestLines:
     def test_a_line_without_end_is_not_read_to_its_end(
         self, root: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A log of 1 TB without a newline is given up after the longest line there may be."""
+        """I4, I9: a log of 1 TB without a newline is given up after the longest line."""
         os.truncate(log_of(root), 1 << 40)
         run = open_run(root)
         assert len(run.snapshots()) == 3
@@ -117,7 +117,7 @@ class TestLines:
         ],
     )
     def test_json_that_bites_is_a_damaged_line(self, root: Path, body: bytes) -> None:
-        """Depth, infinities, endless numbers and other encodings, under a right checksum."""
+        """I4, I14: depth, infinities, endless numbers, other encodings, under a right checksum."""
         texts = log_of(root).read_bytes().splitlines(keepends=True)
         forged = body + b',"crc32":"%08x"}\n' % zlib.crc32(body)
         replace_log(root, b"".join([*texts[:2], forged, *texts[3:]]))
@@ -126,13 +126,13 @@ class TestLines:
         assert reason(run).startswith("line 3: ")
 
     def test_carriage_returns_do_not_pass(self, root: Path) -> None:
-        """A log that went through a text conversion is damaged in every line."""
+        """I4: a log that went through a text conversion is damaged in every line."""
         replace_log(root, log_of(root).read_bytes().replace(b"\n", b"\r\n"))
         with pytest.raises(RunNotReadable, match="line 1: bad checksum"):
             open_run(root)
 
     def test_a_thousand_faults_are_counted_and_not_listed(self, root: Path) -> None:
-        """A log of rubbish does not fill the terminal."""
+        """I1: a log of rubbish does not fill the terminal."""
         with log_of(root).open("ab") as log:
             log.write(b"rubbish\n" * 1_000)
         faults = open_run(root).faults
@@ -172,7 +172,7 @@ class TestForgedRecords:
     def test_a_field_out_of_range_is_a_damaged_line(
         self, root: Path, change: dict[str, Any], words: str
     ) -> None:
-        """Every field has a type and a range; the record is skipped, and the field named."""
+        """I13, I14: each field has a type and a range; the record is skipped, the field named."""
         forge(root, 2, lambda record: record.update(change))
         run = open_run(root)
         assert plain(run.snapshots()) == plain([window(0), window(2)])
@@ -202,14 +202,14 @@ class TestForgedRecords:
     def test_rows_that_are_not_there_are_a_damaged_line(
         self, root: Path, change: dict[str, Any], words: str
     ) -> None:
-        """A record cannot lead the reader out of its segment, nor make it set aside much memory."""
+        """I6, I13, I14: a record leads no reader out of its segment, nor into setting memory aside."""
         forge(root, 2, lambda record: record["arrays"][0].update(change))
         run = open_run(root)
         assert plain(run.snapshots()) == plain([window(0), window(2)])
         assert any(words in fault for fault in run.faults)
 
     def test_a_huge_row_of_a_small_file_sets_no_memory_aside(self, root: Path) -> None:
-        """The largest row that a record may claim is looked for in the file's size first."""
+        """I13, I14: the largest row that a record may claim is held against the file's size."""
 
         def claim(record: dict[str, Any]) -> None:
             record["num_experts"] = [1 << 25]
@@ -222,7 +222,7 @@ class TestForgedRecords:
         assert "ends before row" in reason(run)
 
     def test_negative_counts_are_damage(self, root: Path) -> None:
-        """A count below zero is not plotted."""
+        """I13: a count below zero is not plotted."""
         arrays = arrays_of(root)
         data = bytearray(arrays.read_bytes())
         start = 8 + int.from_bytes(data[:8], "little")
@@ -232,7 +232,7 @@ class TestForgedRecords:
         assert reason(open_run(root)).startswith("line 3: negative counts")
 
     def test_another_format_is_named(self, root: Path) -> None:
-        """A run of a later version says so, and is not half read."""
+        """I15: a run of a later version says so, and is not half read."""
         forge(root, 0, lambda record: record.update(format=2))
         with pytest.raises(RunNotReadable, match="written in format 2, this version reads 1"):
             open_run(root)
@@ -246,7 +246,7 @@ class TestForgedRecords:
         assert run.faults == ()
 
     def test_a_segment_of_another_run_is_left_out(self, root: Path) -> None:
-        """Of two runs in one folder one is read, and the other one is told."""
+        """I15: of two runs in one folder one is read, and the other one is told."""
         segments = root / "segments"
         write(root / "x", [window(seq, attempt=1, run_id="run-1") for seq in range(2)])
         (other,) = (root / "x" / "segments").iterdir()
@@ -268,7 +268,7 @@ class TestFiles:
     """What stands where a file should stand."""
 
     def test_a_pipe_is_not_waited_for(self, root: Path) -> None:
-        """A FIFO in place of the log or of the arrays is a fault, and no reader hangs on it."""
+        """I8: a FIFO in place of the log or of the arrays is a fault, and no reader hangs on it."""
         for path in (arrays_of(root), log_of(root)):
             path.unlink()
             os.mkfifo(path)
@@ -276,7 +276,7 @@ class TestFiles:
             open_run(root)
 
     def test_a_pipe_in_place_of_the_arrays_costs_their_snapshots(self, root: Path) -> None:
-        """The run opens; every snapshot of that file is named as lost."""
+        """I8: the run opens; every snapshot of that file is named as lost."""
         arrays = arrays_of(root)
         arrays.unlink()
         os.mkfifo(arrays)
@@ -286,7 +286,7 @@ class TestFiles:
         assert all("not a regular file" in fault for fault in run.faults)
 
     def test_a_link_is_not_followed(self, root: Path, tmp_path: Path) -> None:
-        """Links inside a run lead nowhere: not to a log, to arrays, to a segment, to segments."""
+        """I7: links inside a run lead nowhere: no log, arrays, segment or segments are behind one."""
         log, secret = log_of(root), tmp_path / "secret"
         for path in (arrays_of(root), log, log.parent, log.parents[1]):
             path.rename(secret)
@@ -309,7 +309,7 @@ class TestFiles:
     def test_a_socket_or_a_folder_is_no_log(
         self, root: Path, what: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Whatever else is called log.jsonl is refused."""
+        """I8: whatever else is called log.jsonl is refused."""
         log = log_of(root)
         log.unlink()
         if what == "folder":
@@ -322,7 +322,7 @@ class TestFiles:
             open_run(root)
 
     def test_strange_names_are_counted_and_not_opened(self, root: Path) -> None:
-        """Only names that the store makes are read."""
+        """I6, I9: only names that the store makes are read."""
         for name in ("00000-00000-ZZZZZZZZ", "latest", "00000-00000-0123456", "..-..-01234567"):
             (root / "segments" / name).mkdir()
         run = open_run(root)
@@ -330,7 +330,7 @@ class TestFiles:
         assert run.faults == ("4 names in segments are no segment's and were not read",)
 
     def test_nothing_outside_the_run_is_opened(self, root: Path) -> None:
-        """Names in the content of a run are never paths that are opened."""
+        """I6, I7: names in the content of a run are never paths that are opened."""
         nasty = ["../../etc/passwd", "/etc/passwd", "C:\\x", "\\\\host\\share", "%2e%2e", "a\0b"]
         write(
             root,
@@ -356,7 +356,7 @@ class TestFiles:
         assert set(opened) <= allowed
 
     def test_a_header_bomb_is_never_parsed(self, root: Path) -> None:
-        """What a safetensors header claims is not looked at: only its checksum is."""
+        """I2: what a safetensors header claims is not looked at: only its checksum is."""
         arrays = arrays_of(root)
         good = arrays.read_bytes()
         start = 8 + int.from_bytes(good[:8], "little")
@@ -370,7 +370,7 @@ class TestFiles:
         assert reason(open_run(root)).startswith("the header of g0-00000.safetensors is damaged")
 
     def test_a_file_that_shrinks_while_it_is_read_is_a_fault(self, root: Path) -> None:
-        """A row that is gone since the run was opened is left out and told."""
+        """I10: a row that is gone since the run was opened is left out and told."""
         run = open_run(root)
         os.truncate(arrays_of(root), 300)
         assert run.snapshots() == []
@@ -378,14 +378,14 @@ class TestFiles:
         assert run.counts().tolist() == [[[-1, -1]]] * 3
 
     def test_a_record_that_was_exchanged_since_is_a_fault(self, root: Path) -> None:
-        """A line that is no longer the one that was found is left out and told."""
+        """I10: a line that is no longer the one that was found is left out and told."""
         run = open_run(root)
         forge(root, 2, lambda record: record.update(layer=["b"]))
         assert plain(run.snapshots()) == plain([window(0), window(2)])
         assert "not the record any more that was found there" in reason(run)
 
     def test_a_reader_writes_nothing(self, root: Path) -> None:
-        """Opening a run leaves every name, size and time as it was."""
+        """I18: opening a run leaves every name, size and time as it was."""
 
         def seen() -> list[tuple[str, int, int]]:
             return [
@@ -405,7 +405,7 @@ class TestAnyBytes:
     )
     @given(data=st.data())
     def test_mutated_files_never_raise_anything_else(self, root: Path, data: st.DataObject) -> None:
-        """Bytes cut out, put in or changed anywhere give a run with faults, or RunNotReadable."""
+        """I1: bytes cut out, put in or changed anywhere give faults, or RunNotReadable."""
         for path in (log_of(root), arrays_of(root)):
             kept = path.with_suffix(".kept")
             good = kept.read_bytes() if kept.exists() else path.read_bytes()
@@ -424,7 +424,7 @@ class TestAnyBytes:
 
 
 def test_the_longest_line_is_read_and_one_byte_more_is_not() -> None:
-    """The writer refuses a line that the reader would refuse."""
+    """I4: the writer refuses a line that the reader would refuse."""
     room = log_lines.MAX_LINE - len(seal_line({"text": ""}))
     assert len(seal_line({"text": "x" * room})) == log_lines.MAX_LINE
     with pytest.raises(ValueError, match="a line holds at most 16777216"):

@@ -132,7 +132,7 @@ class TestLine:
         assert lines(tmp_path)[1]["load_cv"] == [None]
 
     def test_a_non_finite_number_is_spelled_out(self, tmp_path: Path) -> None:
-        """NaN and infinities do not become null."""
+        """G2: NaN and infinities do not become null."""
         write(tmp_path, [window(health={"loss": float("nan"), "norm": -np.inf})])
         health = lines(tmp_path)[1]["health"]
         assert health == {"loss": {"$float": "nan"}, "norm": {"$float": "-inf"}}
@@ -320,7 +320,7 @@ class TestLifetime:
         assert open_run(tmp_path).finished
 
     def test_a_forked_process_writes_nothing(self, tmp_path: Path) -> None:
-        """A child that inherited the writer can neither append to nor end its parent's segment."""
+        """D9: a child that inherited the writer neither appends to nor ends its parent's log."""
         segment = writer(tmp_path)
         segment.append(window(0))
 
@@ -341,7 +341,7 @@ class TestLifetime:
         assert plain(open_run(tmp_path).snapshots()) == plain([window(0), window(1)])
 
     def test_no_descriptor_passes_to_a_program_that_is_started(self, tmp_path: Path) -> None:
-        """Log and array file are close-on-exec, and there are two of them for one group."""
+        """D9: log and array file are close-on-exec, and there are two of them for one group."""
         segment = writer(tmp_path)
         segment.append(window(0))
         ours = [
@@ -355,7 +355,7 @@ class TestLifetime:
         segment.close()
 
     def test_many_groups_do_not_keep_many_files_open(self, tmp_path: Path) -> None:
-        """Twenty groups of layers are written with nine descriptors, and all of it is read back."""
+        """C19: twenty groups of layers are written with nine descriptors, and read back."""
         layers = {str(experts): [1] * experts for experts in range(1, 21)}
         segment = writer(tmp_path)
         for seq in range(3):
@@ -397,7 +397,7 @@ class TestLifetime:
     def test_the_environment_is_not_recorded(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Nothing of the environment, the arguments or the host gets into a run by itself."""
+        """I19: nothing of the environment, the arguments or the host gets into a run by itself."""
         monkeypatch.setenv("WANDB_API_KEY", "canary-of-the-environment")
         write(tmp_path, [window(0)])
         text = log_of(tmp_path).read_text()

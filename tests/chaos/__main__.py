@@ -1,0 +1,76 @@
+"""``python -m tests.chaos``: all that names a row of the fault matrix, and the long versions.
+
+Writes ``RELIABILITY.json``: a line per row with tries, failures and seconds, or why there is none.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.ledger import Ledger
+from tests.chaos.long_versions import LONG
+
+SIZES = {"kills": 1000, "forks": 1000, "states": 10_000, "fuzz": 300, "exits": 100, "soak": 10**6}
+
+
+def main() -> int:
+    """Run it all; 1 where anything failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name, size in SIZES.items():
+        parser.add_argument(f"--{name}", type=int, default=size, help="size (%(default)s); 0: none")
+    parser.add_argument("--tests", nargs="*", default=["tests"], help="where tests are looked for")
+    parser.add_argument("--out", type=Path, default=Path("RELIABILITY.json"))
+    options = parser.parse_args()
+    ledger = Ledger()
+    if options.tests:
+        pytest.main(["-q", "-p", "no:cacheprovider", *options.tests], plugins=[ledger])
+    sizes = {name: getattr(options, name) for name in SIZES}
+    for name, size in sizes.items():
+        if size:
+            rows, check = LONG[name]
+            start = time.monotonic()
+            with tempfile.TemporaryDirectory() as folder:
+                tries, failures, note = check(size, Path(folder))
+            seconds = time.monotonic() - start
+            ledger.add(rows, tries=tries, failures=failures, seconds=seconds, note=note)
+            sys.stdout.write(
+                f"{name}: {tries} tries, {failures} failures, {seconds:.0f} s. {note}\n"
+            )
+    record = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "commit": _commit(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("moetrace", "torch", "numpy", "orjson")},
+        },
+        "sizes": sizes,
+        "tests": options.tests,
+        "rows": ledger.to_json(),
+    }
+    text = json.dumps(record, indent=1)
+    # one line per row, so that a difference shows as one
+    head, _, _ = text.partition('"rows"')
+    lines = ",\n".join(f"  {json.dumps(row)}" for row in record["rows"])
+    options.out.write_text(f'{head}"rows": [\n{lines}\n ]\n}}\n')
+    failed = [row["id"] for row in record["rows"] if row["failures"]]
+    tried = sum(bool(row["tries"]) for row in record["rows"])
+    sys.stdout.write(f"{tried} of {len(record['rows'])} rows tried; failed: {failed or 'none'}\n")
+    return 1 if failed else 0
+
+
+def _commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
