@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from moetrace.alerts import AlertRules
+from moetrace.compat.auxiliary_loss import AuxiliaryLoss
+from moetrace.compat.monitoring import MoEMonitoring, MonitoringSink
 from moetrace.probes import GradientProbe
 from moetrace.readers import Reader
 from moetrace.settings import USUAL_RULES, Settings
@@ -16,7 +19,7 @@ from moetrace.topology import Mesh, Topology
 from moetrace.tracer import Tracer
 from moetrace_adapters.session import OnMissing, Session
 
-__all__ = ["MoETraceCallback"]
+__all__ = ["MoEMonitoringCallback", "MoETraceCallback", "create_moe_callback_for_transformers"]
 
 
 class MoETraceCallback(TrainerCallback):
@@ -155,3 +158,115 @@ def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path | None:
     inside = "*/" if state.is_hyper_param_search else ""
     found = Path(str(args.output_dir)).glob(f"{inside}checkpoint-{state.global_step}")
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def create_moe_callback_for_transformers(
+    log_every_n_steps: int = 100,
+    logger: Any = None,
+    log_to_console: bool = True,
+    log_heatmap_every: int = 1000,
+    alert_threshold_imbalance: float = 5.0,
+    unused_expert_threshold: float = 0.3,
+    entropy_threshold: float = 0.1,
+    save_detailed_logs: bool = False,
+    window_size: int = 1000,
+    log_dir: str | os.PathLike[str] = "./moe_logs",
+) -> "MoEMonitoringCallback":
+    """A callback under the name and the parameters that users of a MoE callback know.
+
+    Args:
+        log_every_n_steps: As in `moetrace.compat.MoEMonitoring`, like all that follow.
+        logger: The logger.
+        log_to_console: Print figures and alerts.
+        log_heatmap_every: Steps between pictures.
+        alert_threshold_imbalance: Threshold of the imbalance alert.
+        unused_expert_threshold: Threshold of the alert for unused experts.
+        entropy_threshold: Threshold of the entropy alert.
+        save_detailed_logs: Write files into ``log_dir``.
+        window_size: Accepted for old programs.
+        log_dir: Folder of the files.
+    """
+    monitoring = MoEMonitoring(
+        log_every_n_steps=log_every_n_steps,
+        logger=logger,
+        log_to_console=log_to_console,
+        log_heatmap_every=log_heatmap_every,
+        alert_threshold_imbalance=alert_threshold_imbalance,
+        unused_expert_threshold=unused_expert_threshold,
+        entropy_threshold=entropy_threshold,
+        save_detailed_logs=save_detailed_logs,
+        window_size=window_size,
+        log_dir=log_dir,
+    )
+    return MoEMonitoringCallback(monitoring)
+
+
+class MoEMonitoringCallback(MoETraceCallback):
+    """Made by `create_moe_callback_for_transformers`.
+
+    Attributes:
+        monitoring: What it was told.
+    """
+
+    def __init__(self, monitoring: MoEMonitoring) -> None:
+        self.monitoring = monitoring
+        self._auxiliary = AuxiliaryLoss()
+        self._shown = MonitoringSink(monitoring, self._auxiliary)
+        self._handle: RemovableHandle | None = None
+        super().__init__(
+            monitoring.run,
+            every=monitoring.log_every_n_steps,
+            sinks=[self._shown],
+            alerts=monitoring.rules(),
+        )
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Attach, and look for the loss that the model itself returns."""
+        super().on_train_begin(args, state, control, model, **kwargs)
+        self._look_away()
+        if model is not None:
+            self._handle = self._auxiliary.watch(model)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """End the step."""
+        if state.global_step % self.monitoring.log_every_n_steps == 0:
+            self._session.do(lambda _: self._auxiliary.close_window(state.global_step))
+        super().on_step_end(args, state, control, **kwargs)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Close with the last log of a training."""
+        if "train_runtime" in (logs or {}):
+            self._session.do(lambda _: self._auxiliary.close_window(state.global_step))
+            self._look_away()
+        super().on_log(args, state, control, logs, **kwargs)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Close where no last log came."""
+        self._look_away()
+        super().on_train_end(args, state, control, **kwargs)
+
+    def get_summary(self) -> dict[str, Any]:
+        """``total_steps``, ``total_alerts``, and ``alert_types``: how many of each kind."""
+        return self._shown.summary(0 if self.tracer is None else self.tracer.step)
+
+    def _look_away(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()

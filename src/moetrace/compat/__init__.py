@@ -1,0 +1,45 @@
+"""The names that users of other MoE monitors know, as thin faces over the same core.
+
+A program written for one of them runs with its import line changed and nothing else. Names are
+resolved on first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moetrace.compat.callback import MoECallback, create_moe_callback_for_pytorch
+    from moetrace.compat.concepts import (
+        calculate_load_balancing_loss,
+        calculate_routing_entropy,
+        track_expert_usage,
+    )
+    from moetrace.compat.monitoring import MoEMonitoring
+
+_HOMES = {
+    "MoECallback": "callback",
+    "MoEMonitoring": "monitoring",
+    "calculate_load_balancing_loss": "concepts",
+    "calculate_routing_entropy": "concepts",
+    "create_moe_callback_for_pytorch": "callback",
+    "track_expert_usage": "concepts",
+}
+
+__all__ = [
+    "MoECallback",
+    "MoEMonitoring",
+    "calculate_load_balancing_loss",
+    "calculate_routing_entropy",
+    "create_moe_callback_for_pytorch",
+    "track_expert_usage",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'moetrace.compat' has no attribute {name!r}")
+    return getattr(import_module(f"moetrace.compat.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
