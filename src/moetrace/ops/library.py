@@ -159,34 +159,29 @@ def count(
         return
     try:
         num_experts = (accumulator.shape[1] - _FIXED_WIDTH) // _VECTORS
-        with torch.no_grad():
-            if key is not None:
-                held_TE = state.held.pop(_place(key), None)
-                choice = topk_expert_ids_TK if routing_map_TE is None else routing_map_TE
-                if logits_TE is None and _fits(held_TE, choice, num_experts):
-                    logits_TE = held_TE
-            routing = Routing(topk_expert_ids_TK, logits_TE, topk_weights_TK, routing_map_TE)
-            choice = topk_expert_ids_TK if routing_map_TE is None else routing_map_TE
-            if choice is None or choice.is_meta:
-                return
-            if mask_T is not None and mask_T.numel() * choice.shape[-1] != choice.numel():
+        choice = topk_expert_ids_TK if routing_map_TE is None else routing_map_TE
+        if key is not None:
+            held_TE = state.held.pop(_place(key), None)
+            if logits_TE is None and _fits(held_TE, choice, num_experts):
+                logits_TE = held_TE
+        if choice is None or choice.is_meta:
+            return
+        if mask_T is not None:
+            if mask_T.numel() * choice.shape[-1] == choice.numel():
+                mask_T = mask_T.reshape(-1).to(choice.device)
+            else:
                 state.misfits += row != Bin.RECOMPUTED
                 mask_T = None
-            if mask_T is not None:
-                mask_T = mask_T.reshape(-1).to(choice.device)
-            sums = None
-            if accumulator.is_cpu:
-                sums = host_delta(routing, mask_T, num_experts, scoring)
-            if sums is not None:
-                with state.lock:
-                    accumulator.numpy()[row] += sums
-            elif not add_fused(accumulator[row], routing, mask_T, num_experts, scoring):
-                delta = routing_delta(routing, mask_T, num_experts, scoring)
-                if delta.device != accumulator.device:
-                    state.misplaced = True
-                    delta = delta.to(accumulator.device)
-                with state.lock:
-                    accumulator[row].add_(delta)
+        routing = Routing(topk_expert_ids_TK, logits_TE, topk_weights_TK, routing_map_TE)
+        sums = None
+        if accumulator.is_cpu:
+            sums = host_delta(routing, mask_T, num_experts, scoring)
+        if sums is None:
+            with torch.no_grad():
+                _add_on_device(state, accumulator, row, routing, mask_T, scoring)
+        else:
+            with state.lock:
+                accumulator.numpy()[row] += sums
     except Exception as error:
         state.errors[f"{type(error).__name__}: {error}"] += 1
         state.failures[accumulator.data_ptr()] += 1
@@ -199,6 +194,25 @@ def count(
         state.saw_no_grad = True
     elif row == Bin.OTHER:
         state.saw_other = True
+
+
+def _add_on_device(
+    state: TracerState,
+    accumulator: Tensor,
+    row: Bin,
+    routing: Routing,
+    mask_T: Tensor | None,
+    scoring: int,
+) -> None:
+    num_experts = (accumulator.shape[1] - _FIXED_WIDTH) // _VECTORS
+    if add_fused(accumulator[row], routing, mask_T, num_experts, scoring):
+        return
+    delta = routing_delta(routing, mask_T, num_experts, scoring)
+    if delta.device != accumulator.device:
+        state.misplaced = True
+        delta = delta.to(accumulator.device)
+    with state.lock:
+        accumulator[row].add_(delta)
 
 
 def hold(accumulator: Tensor, key: Tensor, logits_TE: Tensor, handle: int) -> None:
