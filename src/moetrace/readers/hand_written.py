@@ -17,7 +17,7 @@ from moetrace.readers.wrapping import class_of, unwrapped
 __all__ = ["CHOICE_READER", "BareGate", "bare_gate", "chooses", "gate_reader", "gate_width"]
 
 _CHOOSING = re.compile(
-    r"top_?k|top_?\d|arg(max|sort|topk)|\bsort|multinomial|scatter|one_hot|gumbel|where|mask"
+    r"^gather|top_?k|top_?\d|arg(max|sort|topk)|\bsort|multinomial|scatter|one_hot|gumbel|where|mask"
     r"|(^|_)routes?(_|$)|select|choo?s|choice|spars|nonzero|bincount|quantile|searchsorted|sinkhorn"
 )
 _EXPERTS_ARGUMENTS = 3
