@@ -160,7 +160,7 @@ def _compare(suspect: Suspect, model: nn.Module) -> list[Row]:
         if not site.calls["train"] or not site.calls["eval"]:
             row.fail("never ran", "the forward of this model did not reach it")
         elif not site.routed and tracer is None:
-            row.fail("no router", site.rule)
+            row.fail("no router" if _tells(site, near) else "not told", _why(site, near))
         elif site.name not in taken:
             row.fail("no router found" if tracer is None else "site not found", _why(site, near))
         else:
@@ -261,6 +261,11 @@ def _extra_row(suspect: Suspect, site: Any) -> Row:
 def _why(site: TrueSite, near: list[Any]) -> str:
     reasons = [item.reason for item in near if item.path.startswith(f"{site.name}.")]
     return reasons[0] if reasons else "discover names no candidate in this block"
+
+
+def _tells(site: TrueSite, near: list[Any]) -> bool:
+    """Whether discover lists the experts of this block, with a reason."""
+    return any(item.path.startswith(f"{site.name}.") and item.reason for item in near)
 
 
 class _Listening(logging.Handler):

@@ -211,7 +211,10 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     "cohere2_moe": ({"expert_selection_fn": "sigmoid"},),
     "deepseek_v2": ({"topk_method": "group_limited_greedy"},),
     "laguna": ({"moe_router_logit_softcapping": 2.0},),
-    "nllb_moe": ({"expert_capacity": 4},),
+    "nllb_moe": (
+        {"expert_capacity": 4},
+        {"expert_capacity": 4, "second_expert_policy": "random"},
+    ),
     "phimoe": ({"router_jitter_noise": 0.1, "input_jitter_noise": 0.1},),
     "switch_transformers": ({"expert_capacity": 2},),
 }

@@ -28,6 +28,7 @@ the router's own normalised scores in float64; the name of each site with the na
 - *counts*: equal for every expert of every layer in both modes, padding left out, or what happened
   instead. *silent*: attached, but nothing was counted, and moetrace said so after the first window.
 - *drops missed*: assignments are right, but not how many of them a capacity limit threw away.
+- *no router*: the caller chooses; attach refuses the model, and says what the note says.
 - *entropy*: equal to {tolerance} nats; `-` where there are no scores of all experts.
 - *scores*: what turns the logits into scores, as the weights of the chosen experts show it.
 
@@ -53,18 +54,6 @@ _LEFT = """
 | folder | what made it a suspect | what it is |
 | --- | --- | --- |
 """
-
-_AFTER_DROPPING = (
-    "the router shows what its capacity limit has left; the rest is counted as dropped"
-)
-
-NEEDS: dict[str, str] = {
-    "ernie4_5_vl_moe": "each block sees the tokens of one modality: the mask has to be picked by "
-    "moe_mm_token_type_ids as the tokens are",
-    "nllb_moe": _AFTER_DROPPING,
-    "switch_transformers": _AFTER_DROPPING,
-}
-"""What a reader would need, by architecture; shown only where something is not exact."""
 
 
 def render(rows: Sequence[Row], suspects: Iterable[Suspect], versions: dict[str, str]) -> str:
@@ -101,7 +90,6 @@ def _cells(row: Row) -> Iterable[str]:
     notes = list(row.notes[:1])
     if not row.exact and not row.refused:
         notes += [line.partition(";")[0].partition(": ")[0] for line in row.said[:1]]
-        notes += [f"needs: {NEEDS[row.architecture]}"] if row.architecture in NEEDS else []
     if row.variant:
         notes.insert(0, f"with {row.variant}")
     return (
