@@ -136,8 +136,9 @@ def find_routers(model: nn.Module, readers: Sequence[Reader]) -> list[Found]:
         found += _consider(core, readers, declared)
     candidates = {id(item.module) for item in found}
     claimed = [path for core in modules if id(core.hooked) in candidates for path in core.paths]
-    for core, experts, reason in unread_experts(modules, claimed):
-        site = replace(_site(core, None, experts, reason, limited=False), remedy=CHOICE_READER)
+    for core, experts, reason, countable in unread_experts(modules, claimed):
+        site = _site(core, None, experts, reason, limited=False)
+        site = replace(site, remedy=CHOICE_READER if countable else "")
         found.append(Found(site, core.hooked, None, missed=True))
     taken = [f"{item.site.path}." for item in found if item.site.taken]
     # A part of a router that is read (its inner gate, the copies of an adapter) is no near miss.
@@ -171,7 +172,10 @@ def _consider(core: Core, own: Sequence[Reader], declared: dict[type, int]) -> I
         num_experts = module.num_embeddings
         reason = f"one of two tables of {num_experts} experts that product keys choose from"
         if num_experts > MOST_ROWS:
-            reason = f"{reason}; more than {MOST_ROWS} are not counted"
+            reason = (
+                f"{reason}; more than {MOST_ROWS} are not counted: to count groups of them, pass a "
+                "reader that returns ids // n"
+            )
         else:
             reader = _lookup_reader
     elif index is not None and not _holds_experts(module):
@@ -185,6 +189,7 @@ def _consider(core: Core, own: Sequence[Reader], declared: dict[type, int]) -> I
             f"has a matrix of {rows} rows and stands beside {experts} equal modules, but nothing "
             "here is called a router, a gate or experts; if it chooses among them, pass a reader"
         )
+        experts = None
     elif rows and rows == experts and not _holds_experts(module):
         reason = f"has a matrix of {rows} rows and stands beside {experts} experts"
         reader, num_experts = _router(module, block, rows, None)
@@ -196,12 +201,14 @@ def _consider(core: Core, own: Sequence[Reader], declared: dict[type, int]) -> I
         reader, num_experts = _router(module, block, rows, None)
     elif rows and telling:
         reason = (
-            f"is called like a router and has a matrix of {rows} rows, but no experts beside it"
+            f"is called like a router and has a matrix of {rows} rows, but no experts beside it; "
+            "if it is one, pass a reader for it"
         )
     elif groups := grouped_gate(module, name):
         reason = (
             f"has a matrix for each of {groups} groups: it chooses within a group, among slots of "
-            "which some are filled up with zeros, and those cannot be told apart"
+            "which some are filled up with zeros, and those cannot be told apart; the choice of "
+            "groups is counted where their gate is read"
         )
     else:
         return

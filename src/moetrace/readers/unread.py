@@ -12,7 +12,7 @@ __all__ = ["grouped_gate", "unread_experts"]
 
 def unread_experts(
     found: Sequence[Core], claimed: Collection[str]
-) -> Iterator[tuple[Core, int, str]]:
+) -> Iterator[tuple[Core, int, str, bool]]:
     """Modules that hold experts, where nothing in the block around them is a candidate.
 
     Args:
@@ -20,7 +20,8 @@ def unread_experts(
         claimed: Paths of the candidates.
 
     Yields:
-        The module, its number of experts, and why they cannot be counted, in words.
+        The module, its number of experts, why they are not counted, in words, and whether a reader
+        of the user's could.
     """
     listed: list[str] = []
     for core in found:
@@ -35,7 +36,8 @@ def unread_experts(
         if any(_within(path, other) for other in listed):
             continue
         listed.append(path)
-        yield core, count, _reason(core.block, count)
+        soft = _soft(core.block, count)
+        yield core, count, soft or _unknown(count), not soft
 
 
 def grouped_gate(module: nn.Module, name: str) -> int:
@@ -46,13 +48,17 @@ def grouped_gate(module: nn.Module, name: str) -> int:
     return int(own[0].shape[0]) if named and alone else 0
 
 
-def _reason(block: nn.Module, count: int) -> str:
+def _soft(block: nn.Module, count: int) -> str:
     slots = [p for p in block.parameters(recurse=False) if p.dim() == 3 and count in p.shape[:2]]
-    if slots:
-        return (
-            f"holds {count} experts and slots for each: every token goes to all {count} experts "
-            "with a weight, so that there are no counts"
-        )
+    if not slots:
+        return ""
+    return (
+        f"holds {count} experts and slots for each: every token goes to all {count} experts with a "
+        "weight, so that there are no counts; nothing can be done about it"
+    )
+
+
+def _unknown(count: int) -> str:
     return (
         f"holds {count} experts, but nothing beside them has a matrix of {count} rows: the caller "
         "or code of the block chooses; to count it, pass a reader for a module that gets or "
