@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from moetrace.readers.choice_rule import SCORES, ChoiceRule, NoChoiceRule, Step, held_by
 from moetrace.readers.wrapping import class_of
 
-__all__ = ["choice_rule"]
+__all__ = ["choice_rule", "returns_one_value"]
 
 _CHOICES = ("topk", "argmax", "max")
 _SAME = ("view", "reshape", "squeeze", "unsqueeze", "flatten", "contiguous", "detach", "clone")
@@ -51,6 +51,22 @@ def choice_rule(block: nn.Module, gate: str, *, stated: int = 0) -> ChoiceRule:
     if len(rules) > 1:
         raise NoChoiceRule("its forward takes more than one top-k of them")
     return rules.pop()
+
+
+def returns_one_value(function: Any) -> bool:
+    """Whether a function returns one thing that is no tuple, dict or call of a class; else False.
+
+    What cannot be read is taken to return several.
+    """
+    tree = _source_of(function)
+    if tree is None:
+        return False
+    given = [node.value for node in ast.walk(tree) if isinstance(node, ast.Return) and node.value]
+    several = (ast.Tuple, ast.List, ast.Dict, ast.Set)
+    return bool(given) and not any(
+        isinstance(value, several) or (isinstance(value, ast.Call) and _called(value)[:1].isupper())
+        for value in given
+    )
 
 
 class _Walk:

@@ -99,6 +99,8 @@ class Found:
         missed: Whether there are experts here which nothing counts.
         gate: The module that returns the logits, where that is another one.
         receivers: The listed experts whose rows its rule is held against.
+        doubt: Of several candidates in one block the one with the least is taken: 0 for a router
+            module, 1 for a bare gate whose block shows what it does with it, more for others.
     """
 
     site: Site
@@ -107,6 +109,7 @@ class Found:
     missed: bool = False
     gate: nn.Module | None = None
     receivers: tuple[nn.Module, ...] = ()
+    doubt: int = 0
 
 
 def discover(model: nn.Module, *, readers: Iterable[Reader] | None = None) -> list[Site]:
@@ -134,6 +137,7 @@ def find_routers(model: nn.Module, readers: Sequence[Reader]) -> list[Found]:
     modules = list(cores(model))
     for core in modules:
         found += _consider(core, readers, declared)
+    found = _with_one_gate(found)
     candidates = {id(item.module) for item in found}
     claimed = [path for core in modules if id(core.hooked) in candidates for path in core.paths]
     for core, experts, reason, countable in unread_experts(modules, claimed):
@@ -181,7 +185,7 @@ def _consider(core: Core, own: Sequence[Reader], declared: dict[type, int]) -> I
     elif index is not None and not _holds_experts(module):
         reason = "the model declares its class as a source of router logits"
         reader, num_experts = _router(module, block, num_experts, index)
-    elif block is not None and (gated := _gated(module, block, rows, experts)):
+    elif block is not None and (gated := _gated(core, block, rows, experts)):
         yield _bare(core, block, gated)
         return
     elif rows and rows == experts and not _holds_experts(module) and not _is_called_so(core):
@@ -222,12 +226,24 @@ def _consider(core: Core, own: Sequence[Reader], declared: dict[type, int]) -> I
     yield Found(site, core.hooked, reader, reader is None and bool(experts), gate)
 
 
-def _gated(module: nn.Module, block: nn.Module, rows: int | None, experts: int | None) -> int:
+def _with_one_gate(found: Sequence[Found]) -> list[Found]:
+    """The candidates without the gates of blocks that have a better one.
+
+    A linear layer beside experts may have as many outputs as there are experts by chance.
+    """
+    least: dict[str, int] = {}
+    for item in found:
+        if item.reader is not None:
+            least[item.site.name] = min(item.doubt, least.get(item.site.name, item.doubt))
+    return [item for item in found if item.doubt <= least.get(item.site.name, item.doubt)]
+
+
+def _gated(core: Core, block: nn.Module, rows: int | None, experts: int | None) -> int:
     """E of a gate that returns bare logits beside its experts, or in the block that holds them."""
-    width = gate_width(module) or rows
-    if not width or width != (experts or owned_experts(block)):
+    width = gate_width(core.module) or rows
+    if not width or width != (experts or owned_experts(block)) or not _is_called_so(core):
         return 0
-    return 0 if _holds_experts(module) or chooses(module) else width
+    return 0 if _holds_experts(core.module) or chooses(core.module) else width
 
 
 def _bare(core: Core, block: nn.Module, num_experts: int) -> Found:
@@ -242,12 +258,18 @@ def _bare(core: Core, block: nn.Module, num_experts: int) -> Found:
         rule="" if how.rule is None or how.experts is not None else str(how.rule),
         remedy="" if how.reader else gate_reader(core.module, num_experts, stated),
     )
-    if how.experts is not None:
-        around = core.paths[0].rpartition(".")[0]
-        inside = next(name for name, inner in block.named_modules() if inner is how.experts)
-        site = replace(site, path=f"{around}.{inside}" if around else inside)
-        return Found(site, how.experts, how.reader, gate=core.hooked)
-    return Found(site, core.hooked, how.reader, how.reader is None, receivers=how.receivers)
+    name = user_name(core.paths[0]).rpartition(".")[2].lower()
+    doubt = 1 if how.rule else 2 if name in _TELLING_NAMES else 3
+    if how.experts is None:
+        missed = how.reader is None
+        return Found(site, core.hooked, how.reader, missed, None, how.receivers, doubt)
+    around = core.paths[0].rpartition(".")[0]
+    inside = next(name for name, inner in block.named_modules() if inner is how.experts)
+    site = replace(site, path=f"{around}.{inside}" if around else inside)
+    # Not surely the gate: what its experts are called with is counted, and no scores.
+    return Found(
+        site, how.experts, how.reader, False, core.hooked if doubt < 3 else None, (), doubt
+    )
 
 
 def _scoring_in(block: nn.Module) -> str:

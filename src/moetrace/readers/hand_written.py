@@ -9,7 +9,7 @@ from torch import nn
 
 from moetrace.readers.bare_gate import BareGateReader, ExpertsCallReader
 from moetrace.readers.base import Reader
-from moetrace.readers.block_source import choice_rule
+from moetrace.readers.block_source import choice_rule, returns_one_value
 from moetrace.readers.choice_rule import ChoiceRule, NoChoiceRule
 from moetrace.readers.structure import names_in, owned_experts
 from moetrace.readers.wrapping import class_of, unwrapped
@@ -96,16 +96,16 @@ def gate_width(module: nn.Module) -> int | None:
 
 
 def chooses(module: nn.Module) -> bool:
-    """Whether a module may choose by itself, going by the names in its code.
+    """Whether a module may choose by itself, going by the names in its code and what it returns.
 
     False for an ``nn.Linear``, a sequence of layers, and a module of one's own that scores only.
     """
+    own = [m for m in module.modules() if not class_of(m).__module__.startswith("torch.nn")]
     return any(
         _CHOOSING.search(name)
-        for inner in module.modules()
-        if not class_of(inner).__module__.startswith("torch.nn")
+        for inner in own
         for name in names_in(class_of(inner).forward, class_of(inner))
-    )
+    ) or (module in own and not returns_one_value(class_of(module).forward))
 
 
 def gate_reader(gate: nn.Module, width: int, top_k: int) -> str:
