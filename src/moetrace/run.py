@@ -8,7 +8,7 @@ import importlib
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.errors import RunNotReadable
-from moetrace.metrics import METRICS
+from moetrace.metrics import METRICS, EverUsed
 from moetrace.routing_stats import RoutingStats
-from moetrace.snapshot import Snapshot, merge
+from moetrace.snapshot import Snapshot, merge, with_never_used
 from moetrace.store.index import RunIndex, index_run
 from moetrace.store.lines import DamagedRecord
 from moetrace.store.segment_reader import Entry, read_snapshot
@@ -118,14 +118,13 @@ class Run:
         """
         groups = self._groups(phase, rank=rank, superseded=superseded)
         merged = (self._merged(group, alone=rank is not None) for group in groups)
-        return [window for window in merged if window is not None]
+        found = [window for window in merged if window is not None]
+        return found if rank is not None or superseded else list(self._with_never_used(found))
 
     def windows(self, *, phase: str = "train") -> Iterator[Snapshot]:
         """The snapshots of all ranks one after the other: only one of them is in memory."""
-        for group in self._groups(phase):
-            window = self._merged(group)
-            if window is not None:
-                yield window
+        merged = (self._merged(group) for group in self._groups(phase))
+        yield from self._with_never_used(window for window in merged if window is not None)
 
     def counts(self, *, phase: str = "train") -> NDArray[np.int64]:
         """Assignments per window, layer and expert, shape ``(windows, layers, experts)``.
@@ -235,6 +234,12 @@ class Run:
         if rank is None:
             groups = [self._index.ranks.distinct(group) for group in groups]
         return groups
+
+    def _with_never_used(self, windows: Iterable[Snapshot]) -> Iterator[Snapshot]:
+        """An expert that one rank never used may be used by another: counted anew over all."""
+        used = EverUsed()
+        for window in windows:
+            yield window if len(self.ranks) < 2 else with_never_used(window, used)[0]
 
     def _merged(self, group: Sequence[Entry], *, alone: bool = False) -> Snapshot | None:
         parts = [(entry, part) for entry in group if (part := self._read(entry)) is not None]
