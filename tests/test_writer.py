@@ -24,6 +24,7 @@ class Disk:
 
     def __init__(self, failures=0):
         self.failures, self.snapshots, self.closed = failures, [], False
+        self.events = []
 
     def append(self, snapshot):
         """Take the snapshot, or fail as an operating system would."""
@@ -31,6 +32,10 @@ class Disk:
             self.failures -= 1
             raise OSError(28, "No space left on device")
         self.snapshots.append(snapshot)
+
+    def event(self, kind, fields):
+        """Take what happened."""
+        self.events.append((kind, fields))
 
     def close(self):
         """Note that it was closed."""
@@ -110,12 +115,19 @@ class TestWriter:
         writer.close(time.monotonic() + 10)
         assert log.snapshots[0]["mlp"].top_k == (1 if tokens else 0)
 
+    def test_an_expert_that_is_used_first_is_written_down_once(self):
+        """Each expert stands in one event of the log, also where the log failed in between."""
+        log = Disk(failures=1)
+        written(log, closed(1), closed(2), closed(3))
+        assert log.events == [("first_use", {"layers": {"mlp": [[0, 1]]}})]
+        assert [snapshot.health["never_used_experts"] for snapshot in log.snapshots] == [1, 1]
+
     def test_a_disk_that_lost_something_shows_in_the_health(self):
         """C5: after a failed sync each snapshot says that the run folder is degraded."""
         log = Disk()
         log.durability = "degraded"
         written(log, closed(1))
-        assert log.snapshots[0].health == {"durability": "degraded"}
+        assert log.snapshots[0].health["durability"] == "degraded"
 
 
 class TestMemory:

@@ -8,6 +8,7 @@ import uuid
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -38,7 +39,7 @@ from moetrace.readers import Found, Reader, Site, find_routers
 from moetrace.recording import Recording, device_of
 from moetrace.reduction import Layer, Offer
 from moetrace.sinks.recognised import recognised
-from moetrace.store import RunFolder
+from moetrace.store import RunFolder, earlier_events
 from moetrace.topology import Mesh, Topology, topology_of
 from moetrace.tracer import Tracer
 from moetrace.writer import Writer
@@ -161,6 +162,7 @@ def attach(
             _offer(folder, every, [sites[index] for index in recorded], place)
             if reduce == "live"
             else None,
+            partial(_events_before, folder, identity),
         ),
         every,
         sample,
@@ -174,6 +176,15 @@ def attach(
     path = None if folder is None else Path(folder.path)
     shown = [sites[index] for index in recorded]
     return Tracer(recording, shown, path, attached=attached, strict=strict)
+
+
+def _events_before(
+    folder: RunFolder | None, identity: Mapping[str, Any]
+) -> Iterable[Mapping[str, Any]]:
+    """What this rank said in earlier attempts of a run that goes on."""
+    if folder is None or not identity["attempt"]:
+        return ()
+    return earlier_events(folder.path, rank=identity["rank"], attempt=identity["attempt"])
 
 
 def _check_arguments(model: Any, every: Any, sample: Any, alerts: Any) -> None:

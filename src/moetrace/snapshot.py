@@ -7,16 +7,16 @@ from it when somebody asks, after everything that should be added has been added
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
 from moetrace.gradient_stats import GradientStats
-from moetrace.metrics import METRICS, LayerSpread, layer_detail, layer_summary, spread
+from moetrace.metrics import METRICS, EverUsed, LayerSpread, layer_detail, layer_summary, spread
 from moetrace.probe_stats import joined
 from moetrace.routing_stats import RoutingStats, merge_stats
 from moetrace.weight_stats import WeightStats
 
-__all__ = ["PROBES", "SCHEMA", "Snapshot", "merge"]
+__all__ = ["PROBES", "SCHEMA", "Snapshot", "merge", "with_never_used"]
 
 SCHEMA = 1
 """Version of the snapshot's fields; it rises when the meaning of a field changes."""
@@ -95,7 +95,7 @@ class Snapshot:
     def metrics(self, *, per_layer: bool = False) -> dict[str, float]:
         """The window in a few numbers, under the names that a tracker shows them with.
 
-        At most 13 keys, whatever the model's size, and never NaN: a key is absent where no layer
+        At most 14 keys, whatever the model's size, and never NaN: a key is absent where no layer
         has its metric. Means are over layers, unweighted.
 
         Args:
@@ -109,6 +109,9 @@ class Snapshot:
         """
         by_layer = {stats.layer: stats.metrics() for stats in self}
         summary = layer_summary(by_layer)
+        never = self.health.get("never_used_experts")
+        if isinstance(never, int) and not isinstance(never, bool):
+            summary["moe/total_unused_experts"] = float(never)
         summary["moe/dropped_assignments"] = float(sum(stats.dropped for stats in self))
         summary["moe/nonfinite_tokens"] = float(sum(stats.nonfinite for stats in self))
         if per_layer:
@@ -183,3 +186,27 @@ def merge(snapshots: Sequence[Snapshot]) -> Snapshot:
         health=last.health,
         **probed,
     )
+
+
+def with_never_used(
+    snapshot: Snapshot, used: EverUsed
+) -> tuple[Snapshot, dict[str, list[list[int]]]]:
+    """A training window that says how many experts no training window so far has used.
+
+    Args:
+        snapshot: The window; of another phase than ``train`` it is returned as it is.
+        used: What the windows before have used; takes this one.
+
+    Returns:
+        The snapshot with ``health["never_used_experts"]``, and the experts that it used first, as
+        spans ``[first, last + 1]`` by layer.
+    """
+    if snapshot.phase != "train":
+        return snapshot, {}
+    first = {
+        stats.layer: spans
+        for stats in snapshot
+        if (spans := used.note(stats.layer, stats.tokens_per_expert))
+    }
+    never = sum(used.never(stats.layer) for stats in snapshot)
+    return replace(snapshot, health={**snapshot.health, "never_used_experts": never}), first

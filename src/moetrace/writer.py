@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from moetrace.alerts import Alert, AlertJudge
 from moetrace.feed import SinkFeed
 from moetrace.host_copy import HostCopy
 from moetrace.layout import SCALARS, AccumulatorLayout
+from moetrace.metrics import EverUsed
 from moetrace.printable import printable
 from moetrace.probe_stats import joined
 from moetrace.probes import RECEIPTS
@@ -27,7 +28,7 @@ from moetrace.readers import Site
 from moetrace.reduction import LiveReduction, Offer
 from moetrace.routing_stats import RoutingStats
 from moetrace.sinks.base import Sink
-from moetrace.snapshot import Snapshot, merge
+from moetrace.snapshot import Snapshot, merge, with_never_used
 from moetrace.withholding import Withholding
 
 __all__ = ["ClosedWindow", "Log", "Writer", "stats_of"]
@@ -35,10 +36,10 @@ __all__ = ["ClosedWindow", "Log", "Writer", "stats_of"]
 _log = logging.getLogger("moetrace")
 
 _LONGEST_QUEUE = 32
-_FOR_SINKS = 2.0
-"""Seconds before the end of `Writer.close` at which it waits for no other rank any more."""
 _MOST_BYTES = 64 << 20
 _MOST_LIVES = 4
+_FOR_SINKS = 2.0
+"""Seconds before the end of `Writer.close` at which it waits for no other rank any more."""
 _MOST_PHASES = 8  # whose newest snapshot is kept: a user may name one phase a step
 _MOST_ALERT_LINES = 5
 
@@ -99,6 +100,7 @@ class Writer:
         alerts: Judges every snapshot that is in the log; None judges none.
         live: What this rank offers to a live reduction over all ranks, which then stands between
             the log and the sinks; None gives the sinks this rank's own windows.
+        earlier: The events of this rank's earlier attempts, asked for once, on this thread.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class Writer:
         sinks: Sequence[Sink],
         alerts: AlertJudge | None = None,
         live: Offer | None = None,
+        earlier: Callable[[], Iterable[Mapping[str, Any]]] = tuple,
     ) -> None:
         self.latest: Snapshot | None = None
         self.newest: dict[str, Snapshot] = {}
@@ -120,6 +123,9 @@ class Writer:
         self._identity = dict(identity)
         self._segment = log
         self._judge = alerts
+        self._earlier = earlier
+        self._used, self._used_anywhere = EverUsed(), EverUsed()
+        self._first_use: dict[str, list[list[int]]] = {}
         self._live = None if live is None else LiveReduction(live, self._distribute)
         self._seq = 0
         size = 8 * sum(AccumulatorLayout(site.num_experts).width for site in sites)
@@ -186,7 +192,24 @@ class Writer:
             else:
                 return
 
+    def _recall(self) -> None:
+        """Take up what earlier attempts have said: alerts that hold, experts that were used."""
+        earlier, self._earlier = self._earlier, tuple
+        try:
+            events = list(earlier())
+            if self._judge is not None:
+                said = [event for event in events if event["kind"] == "alert"]
+                self._judge.resume(Alert.from_event(event) for event in said)
+            for event in events:
+                if event["kind"] == "first_use":
+                    for layer, spans in event["layers"].items():
+                        self._used.recall(layer, spans)
+                        self._used_anywhere.recall(layer, spans)
+        except Exception as error:
+            _log.warning("what earlier attempts of this run said is not known: %r", error)
+
     def _work(self) -> None:
+        self._recall()
         while (window := self._next()) is not None:
             try:
                 self._record(self._snapshot(window))
@@ -242,6 +265,7 @@ class Writer:
         if waiting is not None:
             snapshot = merge([waiting, snapshot])
         snapshot = replace(snapshot, seq=self._seq)
+        snapshot = self._with_never_used(snapshot)
         if self._segment is not None:
             try:
                 self._segment.append(snapshot)
@@ -253,6 +277,7 @@ class Writer:
         self.latest = snapshot
         self._keep_newest(snapshot)
         self._record_lost()
+        self._record_first_use()
         alerts = self._judged(snapshot)
         if self._live is None:
             self._distribute(snapshot, alerts)
@@ -260,8 +285,25 @@ class Writer:
             self._live.offer(snapshot, alerts)
 
     def _distribute(self, snapshot: Snapshot, alerts: tuple[Alert, ...]) -> None:
+        if self._live is not None:
+            snapshot, _ = with_never_used(snapshot, self._used_anywhere)
         for feed in self.feeds:
             feed.offer(snapshot, alerts)
+
+    def _with_never_used(self, snapshot: Snapshot) -> Snapshot:
+        snapshot, first = with_never_used(snapshot, self._used)
+        for layer, spans in first.items():
+            self._first_use.setdefault(layer, []).extend(spans)
+        return snapshot
+
+    def _record_first_use(self) -> None:
+        if self._segment is None or not self._first_use:
+            return
+        try:
+            self._segment.event("first_use", {"layers": self._first_use})
+            self._first_use = {}
+        except Exception as error:
+            self._say_unwritten(error)
 
     def _record_lost(self) -> None:
         try:

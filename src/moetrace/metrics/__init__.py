@@ -3,6 +3,7 @@
 ```
 balance           how evenly the assignments fall on the experts
 usage             how many experts are used, dead, hot
+ever_used         which experts have had a token since the training began
 routing_scores    what the router's own scores say: entropy, confidence, losses
 noise_floor       what a perfectly uniform router would show by chance
 expected_maximum  the same for MaxVio
@@ -29,6 +30,7 @@ from moetrace.metrics.balance import (
     utilisation,
 )
 from moetrace.metrics.chance import chance_of_dead, chance_of_maximum
+from moetrace.metrics.ever_used import EverUsed
 from moetrace.metrics.expected_maximum import max_vio_floor
 from moetrace.metrics.layers import LayerSpread, spread
 from moetrace.metrics.noise_floor import (
@@ -61,6 +63,7 @@ __all__ = [
     "FAR_OUT",
     "HEAVY",
     "METRICS",
+    "EverUsed",
     "LayerSpread",
     "ScoreSums",
     "active_experts",

@@ -4,6 +4,7 @@
 in ``docs/run-format.md``.
 """
 
+from moetrace.store.earlier import earlier_events
 from moetrace.store.folder import RunFolder
 from moetrace.store.index import RunIndex, index_run
 from moetrace.store.segment_reader import Entry, Segment, read_snapshot
@@ -15,6 +16,7 @@ __all__ = [
     "RunIndex",
     "Segment",
     "SegmentWriter",
+    "earlier_events",
     "index_run",
     "read_snapshot",
 ]
