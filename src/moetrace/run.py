@@ -58,6 +58,9 @@ def _not_readable(root: str, reason: str) -> RunNotReadable:
     )
 
 
+_MOST_AT_ONCE = 64
+
+
 class Run:
     """What stood in a run folder when it was opened.
 
@@ -242,28 +245,33 @@ class Run:
             yield window if len(self.ranks) < 2 else with_never_used(window, used)[0]
 
     def _merged(self, group: Sequence[Entry], *, alone: bool = False) -> Snapshot | None:
-        parts = [(entry, part) for entry in group if (part := self._read(entry)) is not None]
-        merged = self._added([part for _, part in parts])
-        if merged is None or alone:
-            return merged
-        there, of = self._index.ranks.covered(entry for entry, _ in parts)
-        if there < of:
-            health = {**merged.health, "coverage": f"{there} of {of}"}
-            merged = replace(merged, health=health)
-        return merged
-
-    def _added(self, found: list[Snapshot]) -> Snapshot | None:
-        if len(found) < 2:
-            return found[0] if found else None
         # merge() takes what does not add from the last one: the lowest rank's newest window
-        found.sort(key=lambda part: (-part.rank, part.last_step, part.seq))
-        try:
-            merged = self._joined(found)
-        except ValueError as error:
-            self._note(f"steps {found[0].first_step} to {found[0].last_step}: {error}; left out")
-            return None
-        ranks = sorted({part.rank for part in found})
-        return replace(merged, health={**merged.health, "ranks": ranks})
+        waiting = sorted(group, key=lambda e: (-e.segment.rank, e.last_step, e.seq))
+        merged: Snapshot | None = None
+        there: list[Entry] = []
+        while waiting:
+            # A few at a time: a thousand ranks need not be in memory at once.
+            few, waiting = waiting[:_MOST_AT_ONCE], waiting[_MOST_AT_ONCE:]
+            read = [(entry, part) for entry in few if (part := self._read(entry)) is not None]
+            there += [entry for entry, _ in read]
+            found = [*([] if merged is None else [merged]), *(part for _, part in read)]
+            try:
+                merged = self._joined(found) if len(found) > 1 else next(iter(found), None)
+            except ValueError as error:
+                first, last = _span(group)
+                self._note(f"steps {first} to {last}: {error}; left out")
+                return None
+        return merged if merged is None or alone else self._told(merged, there)
+
+    def _told(self, merged: Snapshot, entries: Sequence[Entry]) -> Snapshot:
+        """A window over ranks with which they are, and how many are missing."""
+        health = dict(merged.health)
+        if len(entries) > 1:
+            health["ranks"] = sorted({entry.segment.rank for entry in entries})
+        there, of = self._index.ranks.covered(entries)
+        if there < of:
+            health["coverage"] = f"{there} of {of}"
+        return replace(merged, health=health)
 
     def _joined(self, parts: Sequence[Snapshot]) -> Snapshot:
         """The sum of snapshots that need not hold the same layers."""

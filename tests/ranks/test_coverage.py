@@ -108,7 +108,7 @@ class TestCopies:
             )
         run = open_run(tmp_path)
         assert totals(run) == [[1, 10]]
-        assert run.snapshots()[0].health == {"ranks": [0, 2]}
+        assert run.snapshots()[0].health["ranks"] == [0, 2]
         assert totals(run) == totals(open_run(tmp_path))
         assert run.faults == ()
 
