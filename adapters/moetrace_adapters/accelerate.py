@@ -6,13 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from accelerate import Accelerator  # type: ignore[import-untyped]
 from torch import nn
 
 from moetrace.alerts import AlertRules
-from moetrace.probes import GradientProbe
 from moetrace.readers import Reader
 from moetrace.settings import USUAL_RULES, Settings
 from moetrace.sinks.charts import Charts
@@ -51,6 +50,7 @@ class AcceleratedTrace:
         readers: Your own readers.
         layers: Glob or globs over site names.
         topology: Where this process stands among those of the run.
+        reduce: ``"live"`` shows the sinks of every rank the windows of all ranks together.
         alerts: What is worth an alert, None for no alerts.
         strict: Raise in the training what would only be logged; for tests and CI.
         log: Write every window to the accelerator's trackers.
@@ -70,10 +70,11 @@ class AcceleratedTrace:
         every: int = 100,
         sample: int = 1,
         sinks: Iterable[Any] = (),
-        probes: Iterable[GradientProbe] = (),
+        probes: Iterable[Any] = (),
         readers: Iterable[Reader] | None = None,
         layers: str | Iterable[str] | None = None,
         topology: Topology | Mesh | None = None,
+        reduce: Literal["read", "live"] = "read",
         alerts: AlertRules | Mapping[str, Any] | None = USUAL_RULES,
         strict: bool = False,
         log: bool = True,
@@ -88,6 +89,7 @@ class AcceleratedTrace:
             readers=readers,
             layers=layers,
             topology=topology,
+            reduce=reduce,
             alerts=alerts,
             strict=strict,
         )

@@ -2,12 +2,11 @@
 
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from moetrace.alerts import AlertRules
-from moetrace.probes import GradientProbe
 from moetrace.readers import Reader
 from moetrace.settings import USUAL_RULES, Settings
 from moetrace.sinks.charts import Charts
@@ -38,6 +37,7 @@ class MoETraceCallback(Callback):
         readers: Your own readers.
         layers: Glob or globs over site names.
         topology: Where this process stands among those of the run.
+        reduce: ``"live"`` shows the sinks of every rank the windows of all ranks together.
         alerts: What is worth an alert, None for no alerts.
         strict: Raise in the training what would only be logged; for tests and CI.
         log: Write every window to the trainer's loggers.
@@ -52,10 +52,11 @@ class MoETraceCallback(Callback):
         every: int = 100,
         sample: int = 1,
         sinks: Iterable[Any] = (),
-        probes: Iterable[GradientProbe] = (),
+        probes: Iterable[Any] = (),
         readers: Iterable[Reader] | None = None,
         layers: str | Iterable[str] | None = None,
         topology: Topology | Mesh | None = None,
+        reduce: Literal["read", "live"] = "read",
         alerts: AlertRules | Mapping[str, Any] | None = USUAL_RULES,
         strict: bool = False,
         log: bool = True,
@@ -70,6 +71,7 @@ class MoETraceCallback(Callback):
             readers=readers,
             layers=layers,
             topology=topology,
+            reduce=reduce,
             alerts=alerts,
             strict=strict,
         )

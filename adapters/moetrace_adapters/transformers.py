@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -12,7 +12,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from moetrace.alerts import AlertRules
 from moetrace.compat.auxiliary_loss import AuxiliaryLoss
 from moetrace.compat.monitoring import MoEMonitoring, MonitoringSink
-from moetrace.probes import GradientProbe
 from moetrace.readers import Reader
 from moetrace.settings import USUAL_RULES, Settings
 from moetrace.topology import Mesh, Topology
@@ -43,6 +42,7 @@ class MoETraceCallback(TrainerCallback):
         readers: Your own readers.
         layers: Glob or globs over site names.
         topology: Where this process stands among those of the run.
+        reduce: ``"live"`` shows the sinks of every rank the windows of all ranks together.
         alerts: What is worth an alert, None for no alerts.
         strict: Raise in the training what would only be logged; for tests and CI.
         on_missing: ``"raise"`` `NoRouterFound` when training begins on a model without a router, or
@@ -56,10 +56,11 @@ class MoETraceCallback(TrainerCallback):
         every: int = 100,
         sample: int = 1,
         sinks: Iterable[Any] = (),
-        probes: Iterable[GradientProbe] = (),
+        probes: Iterable[Any] = (),
         readers: Iterable[Reader] | None = None,
         layers: str | Iterable[str] | None = None,
         topology: Topology | Mesh | None = None,
+        reduce: Literal["read", "live"] = "read",
         alerts: AlertRules | Mapping[str, Any] | None = USUAL_RULES,
         strict: bool = False,
         on_missing: OnMissing = "raise",
@@ -73,6 +74,7 @@ class MoETraceCallback(TrainerCallback):
             readers=readers,
             layers=layers,
             topology=topology,
+            reduce=reduce,
             alerts=alerts,
             strict=strict,
         )

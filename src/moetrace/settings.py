@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from moetrace.alerts import AlertRules
 
@@ -64,6 +64,7 @@ class Settings:
         readers: Your own readers.
         layers: Glob or globs over site names, or None for all.
         topology: Where this process stands among those of the run.
+        reduce: ``"live"`` shows the sinks of every rank the windows of all ranks together.
         alerts: Rules, a mapping of their fields, or None for no alerts.
         strict: Raise at the next step end what would only be logged.
         enabled: Whether to attach at all; for the caller to ask.
@@ -80,6 +81,7 @@ class Settings:
     readers: Any = None
     layers: str | Iterable[str] | None = None
     topology: Any = None
+    reduce: Literal["read", "live"] = "read"
     alerts: AlertRules | Mapping[str, Any] | None = USUAL_RULES
     strict: bool = False
     enabled: bool = True
@@ -265,6 +267,7 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "sample": int,
     "sinks": _list,
     "layers": _list,
+    "reduce": str,
     "alerts": _flag,
     "strict": _flag,
     "enabled": _flag,
