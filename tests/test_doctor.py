@@ -146,6 +146,7 @@ class TestTheTraining:
         """Losses, gradients, weights and random states are those of a twin that never asked."""
         model = family("Qwen3Moe", attention_dropout=0.3)
         model.register_buffer("seen", torch.zeros(3))
+        model.kept = []
         model.register_forward_hook(_touches_everything)
         twin = copy.deepcopy(model)
         outcomes = [_train(model, asks=True), _train(twin, asks=False)]
@@ -179,6 +180,17 @@ class TestTheTraining:
             model(input_ids=ids)
             tracer.on_step_end()
             assert [stats.masked for stats in tracer.flush()] == [5, 5]
+
+    def test_keeps_the_mask_of_the_forward_before(self) -> None:
+        """A backward that recomputes a checkpoint still finds the mask of its own forward."""
+        model = family("Qwen3Moe")
+        ids, mask = batch(0)
+        with moetrace.attach(model, every=1) as tracer:
+            model(input_ids=ids, attention_mask=mask)
+            held = tracer._recording._state.mask_T
+            tracer.doctor({"input_ids": ids, "attention_mask": mask.flip(0)})
+            assert tracer._recording._state.mask_T is held
+            assert held.tolist() == (mask.reshape(-1) != 0).tolist()
 
     def test_keeps_gradients_under_autocast(self) -> None:
         """A cast that the trial made without gradients does not serve the training's forward."""
@@ -237,10 +249,14 @@ class TestModes:
     def test_runs_in_the_mode_that_is_asked_for(self, training, expected) -> None:
         """``training=False`` is eval mode for the trial alone; None leaves each module as it is."""
         model, modes = _Block(), []
-        model.register_forward_pre_hook(lambda module, args: modes.append(module.training))
+
+        def look(module, args):
+            modes.append((module.training, torch.is_grad_enabled()))
+
+        model.register_forward_pre_hook(look)
         with moetrace.attach(model, every=1) as tracer:
             tracer.doctor(torch.ones(3, 4), training=training)
-        assert (modes, model.training) == ([expected], True)
+        assert (modes, model.training) == ([(expected, False)], True)
 
     def test_a_model_over_ranks_is_not_run(self) -> None:
         """The forward of a sharded model is a collective; it is refused, not waited for."""
@@ -309,7 +325,8 @@ def _touches_everything(module, args, output):
     """What a forward may change on a model: a buffer, attributes, a list, random states."""
     module.seen += 1
     module.forwards = getattr(module, "forwards", 0) + 1
-    module.kept = [*getattr(module, "kept", []), float(module.seen[0])]
+    module.kept.append(float(module.seen[0]))
+    module.newest = module.kept[-1:]
     module.kept.append(random.random() + np.random.random() + float(torch.rand(())))
 
 

@@ -205,6 +205,11 @@ class TestScores:
         assert (counted.ok, trial.ok) == (True, True)
         assert trial.sites[0].scored_by == "the mixing weights say so"
 
+    def test_logits_that_look_like_probabilities_on_average(self) -> None:
+        """A mean log-sum-exp between ln 4 + 1/4 and ln (3 + e) is chance; its spread tells."""
+        counted, _ = self.examined(lambda logits: logits - logits.logsumexp(-1).mean() + 1.69)
+        assert counted.ok
+
     def test_probabilities_read_as_logits(self) -> None:
         """A second softmax shows in the sums alone, and in the values of a trial."""
         counted, trial = self.examined(lambda logits: logits.softmax(-1))

@@ -51,7 +51,7 @@ def run_once(model: nn.Module, inputs: Any) -> None:
         model: The model.
         inputs: Keyword arguments as a mapping, positional ones as a tuple or list, or one tensor.
     """
-    with torch.no_grad(), _uncompiled(), _without_autocast_cache():
+    with torch.no_grad(), _uncompiled():
         if isinstance(inputs, Mapping):
             model(**inputs)
         elif isinstance(inputs, tuple | list):
@@ -143,15 +143,3 @@ def _uncompiled() -> Any:
     if "torch._dynamo" not in sys.modules:
         return nullcontext()
     return torch.compiler.set_stance("force_eager")
-
-
-@contextmanager
-def _without_autocast_cache() -> Iterator[None]:
-    # Under the user's autocast a cast that is cached without gradients would serve the training's
-    # next forward, which would then have none.
-    before = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(before)
