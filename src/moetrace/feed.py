@@ -205,7 +205,7 @@ class _Queued:
 
     def __init__(self, snapshot: Snapshot, alerts: tuple[Alert, ...]) -> None:
         self.snapshot, self.alerts = snapshot, alerts
-        self.size = sum(
+        self.size: int = sum(
             getattr(stats, name).nbytes for stats in snapshot.routing for name in VECTORS
         )
 

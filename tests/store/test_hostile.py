@@ -202,7 +202,7 @@ class TestForgedRecords:
     def test_rows_that_are_not_there_are_a_damaged_line(
         self, root: Path, change: dict[str, Any], words: str
     ) -> None:
-        """I6, I13, I14: a record leads no reader out of its segment, nor into setting memory aside."""
+        """I6, I13, I14: a record leads no reader out of its segment, nor to take much memory."""
         forge(root, 2, lambda record: record["arrays"][0].update(change))
         run = open_run(root)
         assert plain(run.snapshots()) == plain([window(0), window(2)])
@@ -286,7 +286,7 @@ class TestFiles:
         assert all("not a regular file" in fault for fault in run.faults)
 
     def test_a_link_is_not_followed(self, root: Path, tmp_path: Path) -> None:
-        """I7: links inside a run lead nowhere: no log, arrays, segment or segments are behind one."""
+        """I7: links inside a run lead nowhere: no log, arrays or segments are behind one."""
         log, secret = log_of(root), tmp_path / "secret"
         for path in (arrays_of(root), log, log.parent, log.parents[1]):
             path.rename(secret)
