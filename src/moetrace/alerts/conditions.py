@@ -38,7 +38,7 @@ _WHOLE = 0.01
 def readings(rules: AlertRules, stats: RoutingStats) -> list[Reading]:
     """Readings of everything that one window shows by itself.
 
-    Cost: about 40 us for 128 experts; up to 2 ms more where a floor is asked for the first time.
+    Cost: about 50 us for 128 experts; up to 2 ms more where a floor is asked for the first time.
     """
     found: list[Reading] = []
     counts = stats.tokens_per_expert

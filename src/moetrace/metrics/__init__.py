@@ -10,6 +10,7 @@ expected_maximum  the same for MaxVio
 chance            what a uniform router shows next to never
 placement         load of the EP ranks for a given placement of the experts
 window            all metrics of one window of one layer, and which are withheld and why
+columns           three metrics of all layers at once, for the log
 layers            percentiles over layers, and the worst layer by name
 summary           the few keys that a tracker shows
 ```
@@ -30,6 +31,7 @@ from moetrace.metrics.balance import (
     utilisation,
 )
 from moetrace.metrics.chance import chance_of_dead, chance_of_maximum
+from moetrace.metrics.columns import SHOWN, shown_metrics
 from moetrace.metrics.ever_used import EverUsed
 from moetrace.metrics.expected_maximum import max_vio_floor
 from moetrace.metrics.layers import LayerSpread, spread
@@ -63,6 +65,7 @@ __all__ = [
     "FAR_OUT",
     "HEAVY",
     "METRICS",
+    "SHOWN",
     "EverUsed",
     "LayerSpread",
     "ScoreSums",
@@ -95,6 +98,7 @@ __all__ = [
     "rank_load",
     "routing_entropy",
     "routing_entropy_normalized",
+    "shown_metrics",
     "spread",
     "utilisation",
     "window_metrics",

@@ -1,6 +1,5 @@
 """What earlier attempts of one rank have said, for a process that goes on where they ended."""
 
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,9 +14,7 @@ __all__ = ["earlier_events"]
 _EVENT = b'{"record":"event",'
 
 
-def earlier_events(
-    root: str | os.PathLike[str], *, rank: int, attempt: int
-) -> Iterator[Mapping[str, Any]]:
+def earlier_events(root: str, *, rank: int, attempt: int) -> Iterator[Mapping[str, Any]]:
     """The events of this rank's attempts before ``attempt``, in the order of their writing.
 
     ``kind`` and the fields of each event stand side by side, as in `Run.events`. A log or a line
@@ -30,12 +27,11 @@ def earlier_events(
         rank: The rank.
         attempt: Its present attempt.
     """
-    path = os.fspath(root)
-    names, _ = segment_names(path)
+    names, _ = segment_names(root)
     own = [name for name in names if name.rank == rank and name.attempt < attempt]
     for name in sorted(own, key=lambda name: name.attempt):
         try:
-            log = files.open_within(path, (SEGMENTS, str(name), LOG))
+            log = files.open_within(root, (SEGMENTS, str(name), LOG))
         except OSError:
             continue
         try:

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.layout import SCORINGS
-from moetrace.routing_stats import COUNTERS, RoutingStats
+from moetrace.metrics import SHOWN
+from moetrace.routing_stats import COUNTERS, RoutingStats, shown_columns
 from moetrace.snapshot import PROBES, SCHEMA, Snapshot
 from moetrace.store import arrays
 from moetrace.store.arrays import TENSORS, ArrayShape
@@ -23,16 +24,12 @@ from moetrace.store.schema import column, integer, is_text, mapping, real, text
 from moetrace.store.tables import from_columns, to_columns
 
 __all__ = [
-    "SHOWN_METRICS",
     "Rows",
     "SnapshotRecord",
     "columns",
     "groups_of",
     "parse_snapshot",
 ]
-
-SHOWN_METRICS = ("load_cv", "max_vio", "routing_entropy")
-"""Metrics that stand in the log beside the counts they are derived from."""
 
 _INT64 = range(-(2**63), 2**63)
 _SIGNED = frozenset(("margin_sum", "lse_sum"))
@@ -146,20 +143,19 @@ def columns(snapshot: Snapshot) -> dict[str, Any]:
     }
     for name in COUNTERS:
         record[name] = [int(getattr(item, name)) for item in stats]
-    metrics = [_metrics(item) for item in stats]
-    for name in SHOWN_METRICS:
-        record[name] = [plain(values.get(name)) for values in metrics]
+    for name, values in _shown(stats).items():
+        record[name] = [plain(value) for value in values]
     for name in PROBES:
         if found := getattr(snapshot, name):
             record[name] = to_columns(found)
     return record
 
 
-def _metrics(stats: RoutingStats) -> Mapping[str, float | None]:
+def _shown(stats: Sequence[RoutingStats]) -> Mapping[str, list[float | None]]:
     try:
-        return stats.metrics()
+        return shown_columns(stats)
     except Exception:  # a number for show must not cost the counts that it is made from
-        return {}
+        return {name: [None] * len(stats) for name in SHOWN}
 
 
 def groups_of(num_experts: Sequence[int]) -> dict[int, tuple[int, ...]]:
