@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moetrace.layout import AccumulatorLayout
+from moetrace.layout import SATURATED, AccumulatorLayout
 from moetrace.ops import Bin
 from moetrace.probe_stats import ProbeWindow
 
@@ -41,6 +41,14 @@ class PackedWindow:
         )
 
 
+_COMMITS_IN_REACH = 1024
+"""Steps after which open windows are brought back below `SATURATED`.
+
+The other half of int64 takes so many steps of 2**52 each: 4 million tokens of gate weight 1 to one
+expert, per step and device.
+"""
+
+
 class Accumulators:
     """Pending and committed sums of all routers of one tracer.
 
@@ -59,6 +67,7 @@ class Accumulators:
         ]
         self._groups = self._grouped()
         self._windows: dict[str, dict[int, Tensor]] = {}
+        self._commits = 0
 
     def commit(self, *, undecided: bool, phase: str = "train") -> None:
         """Add the pending forwards of a finished step to the window of ``phase``, and empty them.
@@ -87,6 +96,11 @@ class Accumulators:
                 group.clear(Bin.RECOMPUTED)
             self._add(phase, key, first)
             group.clear(Bin.FIRST)
+        self._commits += 1
+        if self._commits % _COMMITS_IN_REACH == 0:
+            for window in self._windows.values():
+                for sums in window.values():
+                    sums.clamp_(-SATURATED, SATURATED)
 
     def relabel(self, phase: str) -> None:
         """Add the pending forwards of a step that did not finish to the window of ``phase``."""

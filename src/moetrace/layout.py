@@ -11,7 +11,15 @@ attempts. The file knows neither torch nor numpy: the device side and the host s
 
 from dataclasses import dataclass
 
-__all__ = ["FRACTION_BITS", "LIMITS", "SCALARS", "SCORINGS", "AccumulatorLayout", "decode"]
+__all__ = [
+    "FRACTION_BITS",
+    "LIMITS",
+    "SATURATED",
+    "SCALARS",
+    "SCORINGS",
+    "AccumulatorLayout",
+    "decode",
+]
 
 FRACTION_BITS = {
     "prob_sum": 30,
@@ -31,6 +39,12 @@ tokens per expert and window at the limit, 8.6e9 at a gate weight of 1.
 
 LIMITS = {"gate_weight_sum": 1024.0, "margin_sum": 1024.0, "lse_sum": 1024.0}
 """The largest magnitude that one token may add; larger values are clamped to it."""
+
+SATURATED = (1 << 62) - 1
+"""Where a sum stops: it then stands for itself and all beyond, and never wraps into another number.
+
+Half of what int64 holds, so that there is room for more steps before somebody looks.
+"""
 
 SCORINGS = ("softmax", "sigmoid", "sqrtsoftplus", "probabilities")
 """How logits become probabilities: by a function of each, normalised over the experts.

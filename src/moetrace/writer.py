@@ -244,6 +244,8 @@ class Writer:
             field: joined([(0, records)])
             for field, records in probed.items()
         }
+        full = sum(item.saturated for item in stats.values())
+        saturated = {"saturated_layers": full} if full else {}
         snapshot = Snapshot(
             **self._identity,
             seq=self._seq,
@@ -252,7 +254,7 @@ class Writer:
             last_step=window.last_step,
             wall_time=window.wall_time,
             routing=tuple(stats[index] for index in self._recorded),
-            health={**window.health, **self._own_health()},
+            health={**window.health, **self._own_health(), **saturated},
             **joined_records,
         )
         self._report_silence(window.phase, stats)
