@@ -82,9 +82,10 @@ def hangs_at(model: nn.Module, path: str, module: nn.Module) -> bool:
 
 def class_of(module: nn.Module) -> type[nn.Module]:
     """The class that the user wrote: FSDP2 gives an instance a class of its own, ``FSDP...``."""
-    bases = type(module).__bases__
-    renamed = len(bases) > 1 and bases[0].__name__ == "FSDPModule"
-    return bases[1] if renamed else type(module)
+    bases: tuple[type, ...] = type(module).__bases__
+    if bases[0].__name__ == "FSDPModule" and bases[1:]:
+        return bases[1]
+    return type(module)
 
 
 def user_name(path: str) -> str:
