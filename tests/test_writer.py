@@ -160,14 +160,20 @@ class TestThread:
 
     def test_may_close_the_writer_itself(self):
         """B9: a tracer that the collector finds on our own thread is closed without a deadlock."""
-        log, writers = Disk(), []
+        log, writers, returned = Disk(), [], []
         append = log.append
-        log.append = lambda snapshot: (append(snapshot), writers[0].close(time.monotonic() + 10))
+
+        def closes(snapshot):
+            append(snapshot)
+            writers[0].close(time.monotonic() + 10)
+            returned.append(snapshot.last_step)
+
+        log.append = closes
         writers.append(Writer([SITE], [0], IDENTITY, log, []))
         writers[0].submit(closed(1))
         writers[0]._thread.join(10)
         assert not writers[0]._thread.is_alive()
-        assert log.closed
+        assert (returned, log.closed) == ([1], True)
 
     def test_one_hung_sink_does_not_take_the_time_of_another(self):
         """B3: at the end all sinks are asked at once, so that a good one is closed in time."""
