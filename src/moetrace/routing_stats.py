@@ -150,6 +150,7 @@ class RoutingStats:
             out_of_range=self.out_of_range,
             dropped=self.dropped,
             scores=self._scores(),
+            calls=self.calls,
         )
 
     def _scores(self) -> ScoreSums | None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from moetrace import metrics
 from moetrace.metrics import METRICS
 from moetrace.metrics.summary import DETAIL, SUMMARY
+from tests.metrics.test_snapshot_metrics import layer
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
 
@@ -32,6 +33,7 @@ class TestMetricsPage:
             *SUMMARY,
             "moe/dropped_assignments",
             "moe/nonfinite_tokens",
+            "moe/total_unused_experts",
             *(f"moe/{{layer}}/{name}" for name in DETAIL),
         ]
         assert [key for key in keys if f"`{key}`" not in PAGE] == []
@@ -46,3 +48,22 @@ class TestMetricsPage:
         for tokens, experts, top_k, cells in rows:
             found = [f(int(tokens), num_experts=int(experts), top_k=int(top_k)) for f in floors]
             assert [float(cell) for cell in cells.split("|")] == [round(x, 4) for x in found]
+
+    def test_the_worked_window_is_worked_right(self):
+        """Each row of the worked window is what a snapshot of it shows, to 4 decimals."""
+        found = layer(
+            [6, 4, 4, 2],
+            tokens=16,
+            prob=[0.375, 0.25, 0.25, 0.125],
+            entropy_sum=16.0,
+            confidence_sum=8.0,
+            margin_sum=8.0,
+            lse_sq_sum=64.0,
+        ).metrics()
+        rows = re.findall(
+            r"^\| `([a-z_]+)` \| (-?[0-9.]+) \| [^|]+ \| [^|]+ \|$", PAGE, re.MULTILINE
+        )
+        assert [name for name, _ in rows] == list(METRICS)
+        assert {name: float(number) for name, number in rows} == {
+            name: round(value, 4) + 0.0 for name, value in found.items()
+        }

@@ -13,6 +13,7 @@ from moetrace.metrics.window import SCORES
 from moetrace.routing_stats import RoutingStats
 from moetrace.snapshot import Snapshot, merge
 
+ALL_SCORES = (*SCORES, "micro_load_balancing_loss")
 FLOORED = ("load_cv", "max_vio", "avg_vio", "load_gini", "dead_experts")
 
 
@@ -39,6 +40,7 @@ def layer(counts, *, tokens, name="layers.0.mlp", top_k=1, prob=None, **fields):
         prob_sum=fixed("prob_sum", [p * scored for p in prob]),
         gate_weight_sum=np.zeros(experts, np.int64),
         tokens=tokens,
+        calls=reals.pop("calls", 1),
         **reals,
     )
 
@@ -164,12 +166,12 @@ class TestWithheld:
     def test_a_router_without_logits(self):
         """Without logits the sums of reals are 0 and mean nothing: no score is shown."""
         stats = layer([3, 1], tokens=4, scoring="none")
-        assert stats.withheld() == dict.fromkeys(SCORES, "the router shows no logits")
+        assert stats.withheld() == dict.fromkeys(ALL_SCORES, "the router shows no logits")
 
     def test_only_bad_logits(self):
         """Where every token had NaN logits the balance stands and the scores do not."""
         stats = layer([3, 1], tokens=4, nonfinite=4)
-        assert set(stats.withheld()) == set(SCORES)
+        assert set(stats.withheld()) == set(ALL_SCORES)
         assert stats.withheld()["z_loss"] == "the logits of all 4 tokens are NaN or infinite"
 
     def test_more_bad_logits_than_tokens(self):
@@ -181,7 +183,7 @@ class TestWithheld:
         """A token's probabilities add up to 1; where they do not, no score is to be trusted."""
         stats = layer([3, 1], tokens=4, prob=[0.5, 0.4])
         assert "add up to 0.9000" in stats.withheld()["routing_entropy"]
-        assert set(stats.withheld()) == set(SCORES)
+        assert set(stats.withheld()) == set(ALL_SCORES)
 
     def test_every_expert_chosen(self):
         """With K = E no logit is left unchosen, so there is no margin."""
@@ -287,3 +289,27 @@ class TestSpread:
         """A name that is no metric is answered with those that are."""
         with pytest.raises(KeyError, match="max_vio_excess"):
             snapshot(layer([2, 2], tokens=4)).spread("maxvio")
+
+
+class TestMicroBatch:
+    def test_a_window_of_one_forward_is_a_micro_batch(self):
+        """A micro-batch's figure has a name of its own, and the window's value where it is one."""
+        found = layer([3, 1], tokens=4, prob=[0.75, 0.25]).metrics()
+        assert found["micro_max_vio"] == found["max_vio"] == 0.5
+        assert found["micro_load_balancing_loss"] == found["load_balancing_loss"] == 1.25
+
+    def test_of_more_forwards_it_is_withheld(self):
+        """Two micro-batches added are a window, whose figure is another one."""
+        one, two = layer([3, 1], tokens=4), layer([1, 3], tokens=4)
+        merged = merge([snapshot(one), snapshot(two)])["layers.0.mlp"]
+        assert merged.metrics()["max_vio"] == 0.0
+        assert merged.metrics()["micro_max_vio"] is None
+        assert merged.withheld()["micro_max_vio"].startswith("found 2 forwards")
+
+    @given(st.lists(st.integers(0, 20), min_size=4, max_size=4).filter(any), st.integers(1, 6))
+    def test_a_window_is_no_worse_than_its_micro_batches(self, counts, turns):
+        """MaxVio of the sum is at most the mean of the parts, for parts of the same size."""
+        parts = [layer(np.roll(counts, turn).tolist(), tokens=sum(counts)) for turn in range(turns)]
+        whole = merge([snapshot(part) for part in parts])["layers.0.mlp"].metrics()["max_vio"]
+        micro = [part.metrics()["micro_max_vio"] for part in parts]
+        assert whole <= sum(micro) / len(micro) + 1e-12

@@ -8,6 +8,7 @@ routing_scores    what the router's own scores say: entropy, confidence, losses
 noise_floor       what a perfectly uniform router would show by chance
 expected_maximum  the same for MaxVio
 chance            what a uniform router shows next to never
+change            how far a router moved between two windows
 placement         load of the EP ranks for a given placement of the experts
 window            all metrics of one window of one layer, and which are withheld and why
 columns           three metrics of all layers at once, for the log
@@ -31,6 +32,7 @@ from moetrace.metrics.balance import (
     utilisation,
 )
 from moetrace.metrics.chance import chance_of_dead, chance_of_maximum
+from moetrace.metrics.change import bias_drift, load_change, load_change_floor
 from moetrace.metrics.columns import SHOWN, shown_metrics
 from moetrace.metrics.ever_used import EverUsed
 from moetrace.metrics.expected_maximum import max_vio_floor
@@ -72,6 +74,7 @@ __all__ = [
     "active_experts",
     "avg_vio",
     "avg_vio_floor",
+    "bias_drift",
     "chance_of_dead",
     "chance_of_maximum",
     "confidence",
@@ -82,6 +85,8 @@ __all__ = [
     "layer_detail",
     "layer_summary",
     "load_balancing_loss",
+    "load_change",
+    "load_change_floor",
     "load_cv",
     "load_cv_floor",
     "load_entropy",

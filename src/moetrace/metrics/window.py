@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from moetrace.metrics import balance, expected_maximum, noise_floor, routing_scores, usage
 
-__all__ = ["BALANCE", "FLOORS", "METRICS", "SCORES", "ScoreSums", "window_metrics"]
+__all__ = ["BALANCE", "FLOORS", "METRICS", "MICRO", "SCORES", "ScoreSums", "window_metrics"]
 
 BALANCE = {
     "load_cv": balance.load_cv,
@@ -50,10 +50,17 @@ SCORES = (
 )
 """Metrics of the router's scores."""
 
+MICRO = {"micro_max_vio": "max_vio", "micro_load_balancing_loss": "load_balancing_loss"}
+"""The scope of one micro-batch of one rank, and the window's figure that it is the same as there.
+
+Of a window both are less, as a rule: what is uneven in one micro-batch evens out over many.
+"""
+
 METRICS = (
     *BALANCE,
     *(f"{name}_{part}" for name in FLOORS for part in ("floor", "excess")),
     *SCORES,
+    *MICRO,
 )
 """Every key of `window_metrics`, in its order."""
 
@@ -91,6 +98,7 @@ def window_metrics(
     out_of_range: int,
     dropped: int,
     scores: ScoreSums | None,
+    calls: int = 0,
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Every metric of one window of one layer, and the reason where there is none.
 
@@ -101,6 +109,7 @@ def window_metrics(
         out_of_range: Assignments to an expert that does not exist.
         dropped: Assignments that a capacity limit threw away.
         scores: Sums of the router's scores, or None where it shows none.
+        calls: Forwards of the router, over all ranks.
 
     Returns:
         Two dicts whose keys together are `METRICS`, none in both: values, and reasons.
@@ -148,6 +157,13 @@ def window_metrics(
             reasons["z_loss"] = "the router shows probabilities, not logits"
         if top_k >= experts:
             reasons["margin"] = "every expert is chosen: there is no margin"
+    for name, same in MICRO.items():
+        if calls != 1:
+            reasons[name] = f"found {calls} forwards; it is of one, so of windows that hold one"
+        elif same in reasons or same not in values:
+            reasons[name] = reasons[same]
+        else:
+            values[name] = values[same]
     for name, value in values.items():
         if not math.isfinite(value):
             reasons[name] = "it is not defined for a single expert"
