@@ -29,7 +29,7 @@ def fork_often(
     """
     traced, chance = model(), random.Random(times)
     hung = 0
-    with attach(traced, folder, every=1, sinks=[MemorySink()]) as tracer:
+    with attach(traced, folder, every=1, sinks=[MemorySink()], alerts=None) as tracer:
 
         def trained_on() -> None:
             train(tracer, traced, 2)

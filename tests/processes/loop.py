@@ -31,7 +31,7 @@ def train(tracer: Tracer, traced: Any, steps: int, after: Callable[[], object] =
 def attach_and_train(folder: str, steps: int, every: int = 1) -> None:
     """What a child does that trains for itself, and forgets to close its tracer."""
     traced = model()
-    tracer = attach(traced, folder, every=every)
+    tracer = attach(traced, folder, every=every, alerts=None)
     kept.append((traced, tracer))
     train(tracer, traced, steps)
 

@@ -337,6 +337,22 @@ class TestFailingSync:
         assert len(list(tmp_path.glob("segments/*-*-*"))) <= 6
         assert plain(open_run(tmp_path).snapshots()) == plain([window(seq) for seq in range(20)])
 
+    def test_without_a_free_descriptor_a_sync_is_put_off(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """C19: a folder that cannot be opened to be synced is synced later; nothing is sealed."""
+        clock = Clock(monkeypatch)
+        segment = writer(tmp_path)
+        clock.now += 11
+        with Faults(errno.EMFILE, 1, 10**6, operations=("sync_folder",)).injected():
+            segment.append(WINDOWS[0])
+            assert (segment.durability, segment.unsynced) == ("synced", 1)
+        clock.now += 11
+        segment.append(WINDOWS[1])
+        assert (segment.durability, segment.unsynced) == ("synced", 0)
+        segment.close()
+        assert len(list(tmp_path.glob("segments/*-*-*"))) == 1
+
     def test_a_full_array_file_that_did_not_sync_is_not_forgotten(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

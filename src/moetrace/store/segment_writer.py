@@ -39,6 +39,7 @@ MAX_RETAINED = 64 << 20
 MOST_FAILED_SYNCS = 3
 """Failed syncs in a row that are answered by writing again; a disk that never syncs is left be."""
 
+_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 _RECORD_BYTES = 4096  # about what a record takes beside its vectors
 
 
@@ -165,8 +166,11 @@ class SegmentWriter:
         self._voids = {}
         self._retained.append((put, size + _RECORD_BYTES))
         due = files.monotonic() - self._synced_at >= SYNC_SECONDS
-        if due or sum(kept for _, kept in self._retained) > MAX_RETAINED:
+        if due or self._kept_bytes() > MAX_RETAINED:
             self._sync_or_write_again()
+
+    def _kept_bytes(self) -> int:
+        return sum(kept for _, kept in self._retained)
 
     def _in_open_segment(self, put: Callable[[], None]) -> None:
         if self.name is None:
@@ -257,7 +261,8 @@ class SegmentWriter:
                 _sync_names(os.path.join(self._root, SEGMENTS))
                 _sync_names(self._root)
         except OSError as error:
-            self._unsyncable = error
+            if error.errno not in _NO_DESCRIPTOR:
+                self._unsyncable = error
             raise
         self._unsynced_parents = False
         self._synced_at, self._durable = files.monotonic(), self._lines
@@ -266,8 +271,10 @@ class SegmentWriter:
     def _sync_or_write_again(self) -> None:
         try:
             self._sync()
-        except OSError:
+        except OSError as error:
             self._synced_at = files.monotonic()
+            if error.errno in _NO_DESCRIPTOR and self._kept_bytes() <= MAX_RETAINED:
+                return  # a folder needs one to be synced; no page was lost
             self._note_failed_sync()
             if self._failed_syncs > MOST_FAILED_SYNCS:
                 return
