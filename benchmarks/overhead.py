@@ -6,6 +6,8 @@ Arms, on ONE model instance (copies differ by 5 % from where they lie in memory 
 - moetrace, with a run folder; a window closes every tenth step and that step is timed until its
   snapshot is on the disk, so nothing it costs falls on another arm;
 - the seed-style callback, which reads its figures back every step;
+- a metric of torchmetrics per layer and figure, updated by a hook, read every tenth step;
+- a hook that only counts, under ``torch.compiler.disable``;
 - ``output_router_logits=True`` with the statistics that moetrace keeps computed after the forward,
   window sums on the device, read back every tenth step. The flag makes transformers compute
   its auxiliary loss too: that is part of its price.
@@ -17,7 +19,8 @@ a model that nobody has touched, on the fast path of ``nn.Module`` without hooks
 lives through all rounds as it would in a training. In eager mode hooks are read at each call, so
 toggling them is the same as attaching then. Under ``--compile`` hooks are part of the compiled
 code: both forms stay compiled side by side, and dynamo's guards on hooks, off by default, choose. A
-change of arms then costs a failed guard, so there the arms take turns in blocks of ten steps.
+change of arms then costs a failed guard, so there the arms take turns in blocks of ten steps; the
+rivals break the graph, so that all arms run without ``fullgraph``.
 
 A step is forward, backward and SGD at a rate of 0, so that every step does the same work. The model
 is small and its experts are tiny, which exaggerates the share of tracing. The clock is process CPU
@@ -34,6 +37,7 @@ from typing import Any
 import torch
 import transformers
 from _harness import Arm, Cost, interleave, like_a_training_process, options, publish, ratios
+from _rivals import AfterTheForward, DisabledCounter, TorchmetricsHooks
 from _seed_style import SeedStyleCallback
 from torch import Tensor, nn
 
@@ -58,6 +62,8 @@ BASE = "untraced"
 AGAIN = "untraced again (A/A)"
 MOETRACE = f"moetrace, every={EVERY}"
 SEED = "seed-style callback"
+METRICS = "torchmetrics"
+DISABLED = "counts only, disabled"
 FLAG = "output_router_logits"
 
 
@@ -125,59 +131,13 @@ class Training:
         return output
 
 
-class AfterTheForward:
-    """What moetrace keeps of each layer, computed from ``output.router_logits`` by plain torch."""
-
-    def __init__(self, top_k: int) -> None:
-        self.top_k = top_k
-        self.steps = 0
-        self.sums: list[dict[str, Tensor]] = []
-        self.windows: list[list[dict[str, Tensor]]] = []
-
-    def add(self, layers: tuple[Tensor, ...], mask: Tensor) -> None:
-        with torch.no_grad():
-            found = [self._layer(logits.detach(), mask.view(-1) != 0) for logits in layers]
-        if not self.sums:
-            self.sums = found
-        else:
-            for sums, new in zip(self.sums, found, strict=True):
-                for name, value in new.items():
-                    sums[name] += value
-        self.steps += 1
-        if self.steps % EVERY == 0:
-            self.windows.append([{n: s.cpu() for n, s in sums.items()} for sums in self.sums])
-            self.sums = []
-
-    def _layer(self, logits_TE: Tensor, real_T: Tensor) -> dict[str, Tensor]:
-        logp_TE = logits_TE.float().log_softmax(-1)
-        probs_TE = logp_TE.exp() * real_T[:, None]
-        ranked_TK = logp_TE.topk(self.top_k + 1)
-        weights_TK = ranked_TK.values[:, : self.top_k].softmax(-1) * real_T[:, None]
-        ids = ranked_TK.indices[:, : self.top_k].reshape(-1)
-        experts = logits_TE.shape[-1]
-        lse_T = logits_TE.float().logsumexp(-1) * real_T
-        margin_T = ranked_TK.values[:, self.top_k - 1] - ranked_TK.values[:, self.top_k]
-        real = real_T[:, None].expand(-1, self.top_k).reshape(-1)
-        return {
-            "tokens": real_T.sum(),
-            "counts": torch.zeros(experts).scatter_add_(0, ids, real.float()),
-            "gates": torch.zeros(experts).scatter_add_(0, ids, weights_TK.reshape(-1)),
-            "probs": probs_TE.sum(0),
-            "entropy": -(probs_TE * logp_TE).sum(),
-            "confidence": probs_TE.amax(-1).sum(),
-            "margin": (margin_T * real_T).sum(),
-            "lse": lse_T.sum(),
-            "lse_sq": lse_T.square().sum(),
-        }
-
-
 def training(tokens: int, *, compiled: bool) -> Training:
     """A fresh small Qwen3-MoE and a batch of ``tokens`` tokens in rows of at most 256."""
     torch.manual_seed(0)
     model = transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**CONFIG)).train()
     rows = max(1, tokens // 256)
     ids = torch.randint(2, CONFIG["vocab_size"], (rows, tokens // rows))
-    forward = torch.compile(model, fullgraph=True) if compiled else model
+    forward = torch.compile(model) if compiled else model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     return Training(model, forward, optimizer, ids, torch.ones_like(ids))
 
@@ -203,8 +163,10 @@ def measure(tokens: int, *, seconds: float, compiled: bool, seed: int) -> dict[s
             Arm(AGAIN, work.step),
             Arm(MOETRACE, moetrace_step, traced.put_on, traced.take_off),
         ]
+        paths = [site.path for site in tracer.sites]
+        arms += rivals(work, bare, paths)
         if not compiled:
-            arms += rivals(work, bare, [site.path for site in tracer.sites])
+            arms.append(flag(work, bare))
         for arm in arms:  # twice: the second finds everything compiled and allocated
             for _ in range(2):
                 arm.put_on()
@@ -232,28 +194,46 @@ def ten_times(step: Callable[[], object]) -> Callable[[], None]:
 
 
 def rivals(work: Training, bare: dict[int, set[int]], routers: list[str]) -> list[Arm]:
-    """The seed-style callback, and the flag with the statistics after it."""
+    """Callbacks on the routers: seed-style, torchmetrics, and counts alone."""
     named = {path: work.model.get_submodule(path) for path in routers}
-    callback = SeedStyleCallback(named, CONFIG["num_experts"])
-    hooked = Hooks(work.model, bare)
-    statistics = AfterTheForward(CONFIG["num_experts_per_tok"])
+    experts = CONFIG["num_experts"]
+    callback = SeedStyleCallback(named, experts)
+    seed_hooks = Hooks(work.model, bare)
+    metrics = TorchmetricsHooks(named, experts, EVERY)
+    metric_hooks = Hooks(work.model, bare)
+    DisabledCounter(named, experts)
+    count_hooks = Hooks(work.model, bare)
 
     def seed_step() -> None:
         work.step()
         callback.on_step_end()
 
-    def flag_step() -> None:
+    def metric_step() -> None:
+        work.step()
+        metrics.on_step_end()
+
+    arms = [
+        Arm(SEED, seed_step, seed_hooks.put_on, seed_hooks.take_off),
+        Arm(METRICS, metric_step, metric_hooks.put_on, metric_hooks.take_off),
+        Arm(DISABLED, work.step, count_hooks.put_on, count_hooks.take_off),
+    ]
+    for hooks in (seed_hooks, metric_hooks, count_hooks):
+        assert len(hooks) == len(routers), "a callback put nothing on a router"
+    return arms
+
+
+def flag(work: Training, bare: dict[int, set[int]]) -> Arm:
+    """The flag of transformers, with the statistics after it."""
+    statistics = AfterTheForward(CONFIG["num_experts_per_tok"], EVERY)
+
+    def step() -> None:
         output = work.step(output_router_logits=True)
         statistics.add(output.router_logits, work.mask)
 
-    flag_step()
+    step()
     captured = Hooks(work.model, bare)
-    assert len(hooked), "the callback put nothing on the model"
     assert len(captured), "the flag put nothing on the model"
-    return [
-        Arm(SEED, seed_step, hooked.put_on, hooked.take_off),
-        Arm(FLAG, flag_step, captured.put_on, captured.take_off),
-    ]
+    return Arm(FLAG, step, captured.put_on, captured.take_off)
 
 
 def check(tracer: moetrace.Tracer, tokens: int, steps: int) -> None:
