@@ -52,6 +52,15 @@ class Program:
         """Send a signal."""
         os.kill(self.pid, number)
 
+    def interrupt(self) -> None:
+        """Send SIGINT until it has ended, as somebody at a keyboard does."""
+        deadline = time.monotonic() + LONGEST / 2
+        while Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            if time.monotonic() > deadline:
+                return
+            self.send(signal.SIGINT)
+            time.sleep(0.2)
+
     def done(self) -> Done:
         """Wait for the end.
 

@@ -220,7 +220,7 @@ class TestSignals:
         assert sum(s["blocks.0"].tokens for s in open_run(tmp_path).snapshots()) >= 50
 
     @pytest.mark.parametrize("act", ["close", "flush"])
-    def test_a_second_sigint_ends_the_waiting(
+    def test_another_sigint_ends_the_waiting(
         self, nursery: Nursery, tmp_path: Path, act: str
     ) -> None:
         """D5: Ctrl-C while we wait for a sink or a disk ends that wait, and the process."""
@@ -242,7 +242,7 @@ class TestSignals:
         running.wait_for("waiting")
         running.send(signal.SIGINT)
         running.wait_for("again")
-        running.send(signal.SIGINT)
+        running.interrupt()
         assert running.done().code == -signal.SIGINT
 
 
