@@ -382,6 +382,19 @@ class TestTheTrial:
         )
         assert "received not visible (its experts were not called as a module)" in str(diagnosis)
 
+    def test_a_one_hot_mask_is_no_list_of_ids(self) -> None:
+        """Integers beside weights of one shape are ids only where those of a token are distinct."""
+
+        def called(block, hidden, ids, weights):
+            one_hot = torch.zeros(2, 4, dtype=torch.int64).scatter(1, ids, 1)
+            block.experts(hidden, one_hot, one_hot.float())
+
+        block = self.block(called)
+        block.experts.forward = lambda hidden, mask, weights: hidden
+        site = self.trial(block).sites[0]
+        assert site.received is None
+        assert site.seen_by == "its experts are called with neither ids and weights nor sizes"
+
     def test_choices_that_a_block_drops(self) -> None:
         """Fewer rows than decided: dropped behind the router."""
 

@@ -308,6 +308,7 @@ def _header(
                 "scoring": item.site.scoring,
                 "scored_by": scored_by(item.module(), item.site.scoring),
                 "reader": item.site.reader,
+                "rule": item.site.rule,
                 "router": item.site.router,
                 "recorded": item.recorded,
             }

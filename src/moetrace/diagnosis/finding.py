@@ -54,7 +54,8 @@ class SiteState:
     Attributes:
         name: Dotted name of its MoE block.
         router: Class name of the router.
-        rule: Class name of the reader that reads it.
+        rule: Class name of the reader that reads it, and how it computes the choice again where
+            nothing shows it.
         num_experts: E.
         top_k: K as the router states it, 0 where it does not.
         scoring: How its logits become probabilities.

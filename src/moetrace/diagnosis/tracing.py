@@ -262,7 +262,7 @@ def _state(item: Traced, stats: Mapping[str, RoutingStats], witness: Witness | N
     how, top_k = scored_by(item.module(), site.scoring), site.top_k
     if witness is not None and ran:
         top_k = top_k or witness.decision.choices
-        if not witness.decision.looks_like:
+        if not (witness.decision.looks_like or counted or site.gate):
             scoring = "none"
         elif scoring in witness.decision.explained_by:
             how = "the mixing weights say so"
@@ -271,7 +271,7 @@ def _state(item: Traced, stats: Mapping[str, RoutingStats], witness: Witness | N
     return SiteState(
         name=site.name,
         router=site.router,
-        rule=site.reader,
+        rule=f"{site.reader} ({site.rule})" if site.rule else site.reader,
         num_experts=site.num_experts,
         top_k=top_k or (found.top_k if found is not None else 0),
         scoring=scoring,

@@ -108,7 +108,7 @@ def _state(name: str, site: Mapping[str, Any], totals: Totals) -> SiteState:
     return SiteState(
         name=name,
         router=str(site.get("router", "")),
-        rule=str(site.get("reader", "")),
+        rule=str(site.get("reader", "")) + (f" ({site['rule']})" if site.get("rule") else ""),
         num_experts=_number(site.get("num_experts")),
         top_k=_number(site.get("top_k")),
         scoring=str(site.get("scoring", "")),

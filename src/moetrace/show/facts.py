@@ -106,9 +106,10 @@ def _by_kind(sites: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[str
     for site in sites:
         said = {key: printable(str(value)) for key, value in site.items()}
         how = f" ({said['scored_by']})" if said.get("scored_by") else ""
+        rule = f" ({said['rule']})" if said.get("rule") else ""
         kind = (
             f"{said.get('router')}, {said.get('num_experts')} experts, top-{said.get('top_k')}, "
-            f"{said.get('scoring')}{how}, read by {said.get('reader')}"
+            f"{said.get('scoring')}{how}, read by {said.get('reader')}{rule}"
         )
         aliases = site.get("aliases")
         also = [printable(str(alias)) for alias in aliases] if isinstance(aliases, list) else []
