@@ -389,9 +389,6 @@ class TestTheEnd:
             eval_strategy="steps",
             eval_steps=1,
             metric_for_best_model="eval_loss",
-            load_best_model_at_end=True,
-            save_strategy="steps",
-            save_steps=1,
             max_steps=8,
         )
         (board,) = (
