@@ -8,6 +8,7 @@ from moetrace.feed import SinkFeed
 from moetrace.routing_stats import RoutingStats
 from moetrace.sinks import MemorySink
 from moetrace.snapshot import Snapshot
+from tests.alerts.made import alert
 
 
 def window(step, phase="train", tokens=1):
@@ -275,3 +276,38 @@ class TestReentry:
             assert feed.close(soon())
         assert len(refused) == 3
         assert good.snapshots[0]["mlp"].tokens_per_expert.tolist() == [3, 0]
+
+
+class TestAlerts:
+    def test_a_sink_that_is_behind_gets_the_newest_of_each_condition(self):
+        """B4: what began and was over while the sink hung is told once, as it stands now."""
+        sink = Held()
+        feed = SinkFeed(sink)
+        feed.offer(window(0))
+        assert sink.entered.wait(10)
+        for step in range(1, 401):
+            state = "started" if step % 2 else "ended"
+            feed.offer(window(step), [alert(step=step, state=state), alert(step=step, layer="b")])
+        held = sum(len(queued.alerts) for queued in feed._queue)
+        sink.go.set()
+        assert feed.close(soon())
+        assert held <= 2 * 65
+        newest = {(item.kind, item.layer): item for item in sink.alerts}
+        assert {item.step for item in newest.values()} == {400}
+        assert newest["severe_imbalance", "layers.0.mlp"].state == "ended"
+
+    def test_a_sink_without_the_method_is_not_told(self):
+        """Alerts are only for sinks that want them; the windows arrive all the same."""
+        seen = []
+
+        class Deaf:
+            def write(self, snapshot, /):
+                seen.append(snapshot.last_step)
+
+            def close(self):
+                pass
+
+        feed = SinkFeed(Deaf())
+        feed.offer(window(1), [alert()])
+        assert feed.close(soon())
+        assert (seen, feed.takes_alerts, feed.first_error) == ([1], False, None)
