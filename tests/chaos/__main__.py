@@ -29,6 +29,9 @@ def main() -> int:
         parser.add_argument(f"--{name}", type=int, default=size, help="size (%(default)s); 0: none")
     parser.add_argument("--tests", nargs="*", default=["tests"], help="where tests are looked for")
     parser.add_argument("--out", type=Path, default=Path("RELIABILITY.json"))
+    parser.add_argument(
+        "--renew", action="store_true", help="keep what the file says of rows that this run leaves"
+    )
     options = parser.parse_args()
     ledger = Ledger()
     if options.tests:
@@ -45,31 +48,35 @@ def main() -> int:
             sys.stdout.write(
                 f"{name}: {tries} tries, {failures} failures, {seconds:.0f} s. {note}\n"
             )
+    commit = _commit()
+    lines = [{**line, "commit": commit} for line in ledger.to_json()]
+    if options.renew:
+        known = {line["id"]: line for line in json.loads(options.out.read_text())["rows"]}
+        lines = [line if line["tries"] else known[line["id"]] for line in lines]
     record = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "commit": _commit(),
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("moetrace", "torch", "numpy", "orjson")},
         },
         "sizes": sizes,
         "tests": options.tests,
-        "rows": ledger.to_json(),
+        "rows": lines,
     }
     text = json.dumps(record, indent=1)
     # one line per row, so that a difference shows as one
     head, _, _ = text.partition('"rows"')
-    lines = ",\n".join(f"  {json.dumps(row)}" for row in record["rows"])
-    options.out.write_text(f'{head}"rows": [\n{lines}\n ]\n}}\n')
-    failed = [row["id"] for row in record["rows"] if row["failures"]]
-    tried = sum(bool(row["tries"]) for row in record["rows"])
-    sys.stdout.write(f"{tried} of {len(record['rows'])} rows tried; failed: {failed or 'none'}\n")
+    body = ",\n".join(f"  {json.dumps(line)}" for line in lines)
+    options.out.write_text(f'{head}"rows": [\n{body}\n ]\n}}\n')
+    failed = [line["id"] for line in lines if line["failures"]]
+    tried = sum(bool(line["tries"]) for line in lines)
+    sys.stdout.write(f"{tried} of {len(lines)} rows tried; failed: {failed or 'none'}\n")
     return 1 if failed else 0
 
 
 def _commit() -> str:
     done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-    return done.stdout.strip()
+    return done.stdout.strip()[:12]
 
 
 if __name__ == "__main__":
