@@ -12,6 +12,8 @@ __all__ = ["Withholding", "goes_everywhere"]
 
 _log = logging.getLogger("moetrace")
 
+_MOST_NAMED = 3
+
 
 class Withholding:
     """Sites whose numbers are withheld, each with its reason; said once, and kept for the run.
@@ -35,15 +37,15 @@ class Withholding:
             stats: What was counted, by position of the router.
             disproved: Routers whose rule is not what their block does, and why.
         """
+        known = len(self.reasons)
         for router, reason in disproved:
-            self._withhold(router, f"read by the rule {self._sites[router].rule!r}, but {reason}")
+            rule = f"its block seems to take {self._sites[router].rule}, but {reason}"
+            self.reasons.setdefault(router, rule)
         for router, found in stats.items():
             if goes_everywhere(found) and self._sites[router].top_k != found.num_experts:
-                self._withhold(
-                    router,
-                    f"every token goes to every one of its {found.num_experts} experts: the "
-                    "weights are dense or soft, or zeros show at another place",
-                )
+                everywhere = f"every token goes to each of its {found.num_experts} experts"
+                self.reasons.setdefault(router, f"{everywhere}, so that nothing is chosen")
+        self._say([*self.reasons][known:])
         return {
             router: _nothing(found) if router in self.reasons else found
             for router, found in stats.items()
@@ -54,15 +56,17 @@ class Withholding:
         """The sites that are withheld, as health shows them."""
         return ", ".join(self._sites[router].name for router in self.reasons)
 
-    def _withhold(self, router: int, reason: str) -> None:
-        if router in self.reasons:
+    def _say(self, routers: Sequence[int]) -> None:
+        if not routers:
             return
-        self.reasons[router] = reason
+        names = [self._sites[router].name for router in routers[:_MOST_NAMED]]
         _log.warning(
-            "the numbers of %s are withheld from here on: %s; pass readers=[...] with a reader "
-            "that knows how it chooses (docs/readers.md)",
-            self._sites[router].name,
-            reason,
+            "the numbers of %d routers are withheld from here on (%s%s): %s; pass readers=[...] "
+            "with a reader that knows how it chooses, see docs/readers.md",
+            len(routers),
+            ", ".join(names),
+            ", ..." if len(routers) > _MOST_NAMED else "",
+            self.reasons[routers[0]],
         )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from moetrace.readers.base import Reader
+from moetrace.readers.block_source import Returned, returned_scores
 from moetrace.readers.capacity import choices_by_name, is_limited, limit_of
 from moetrace.readers.hand_written import (
     CHOICE_READER,
@@ -15,6 +16,7 @@ from moetrace.readers.hand_written import (
     chooses,
     gate_reader,
     gate_width,
+    turns,
 )
 from moetrace.readers.lookup import MOST_ROWS, LookupReader, looked_up_experts
 from moetrace.readers.modality import kind_of
@@ -221,8 +223,10 @@ def _consider(core: Core, own: Sequence[Reader], declared: dict[type, int]) -> I
         reason += "; it shows what a capacity limit has left, the rest is counted as dropped"
     site = _site(core, reader, num_experts, reason, limited=limited)
     gate = None
-    if reader is not None and index is None and (inner := inner_gate(module, num_experts)):
-        site, gate = replace(site, gate=inner), module.get_submodule(inner)
+    if reader is not None and index is None and not isinstance(reader, LookupReader):
+        if inner := inner_gate(module, num_experts):
+            site, gate = replace(site, gate=inner), module.get_submodule(inner)
+        site = replace(site, scoring=_scoring_shown(module, num_experts, site))
     yield Found(site, core.hooked, reader, reader is None and bool(experts), gate)
 
 
@@ -272,6 +276,20 @@ def _bare(core: Core, block: nn.Module, num_experts: int) -> Found:
     )
 
 
+def _scoring_shown(router: nn.Module, num_experts: int, site: Site) -> str:
+    """What turns the scores that are read of a router into probabilities, as its source shows it.
+
+    Where it returns probabilities alone those are read, and its logits where it returns them, or
+    where those of its inner gate are all that is seen.
+    """
+    returned = returned_scores(router, num_experts)
+    if returned.logits is None and returned.probabilities is not None:
+        return "probabilities"
+    if returned.logits is not None or site.gate:
+        return _scoring_in(router)
+    return site.scoring
+
+
 def _scoring_in(block: nn.Module) -> str:
     """What a block makes of its gate's logits, which are no probabilities, whatever it says."""
     found = scoring_of(block)
@@ -288,12 +306,17 @@ def _router(
     num_experts = classes if skips else num_experts
     if not num_experts:
         return None, 0
+    returned = Returned() if index is not None else returned_scores(module, num_experts)
+    shown = returned.probabilities if returned.logits is None else returned.logits
     reader = _router_reader(
         num_experts,
         top_k=_choice(module, block),
         logits_index=index,
         skips=skips,
         limit=limit_of(module),
+        scores_index=shown,
+        map_indices=returned.others,
+        by_experts=index is None and turns(module),
     )
     return reader, num_experts
 

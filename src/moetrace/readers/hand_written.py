@@ -14,7 +14,15 @@ from moetrace.readers.choice_rule import ChoiceRule, NoChoiceRule
 from moetrace.readers.structure import names_in, owned_experts
 from moetrace.readers.wrapping import class_of, unwrapped
 
-__all__ = ["CHOICE_READER", "BareGate", "bare_gate", "chooses", "gate_reader", "gate_width"]
+__all__ = [
+    "CHOICE_READER",
+    "BareGate",
+    "bare_gate",
+    "chooses",
+    "gate_reader",
+    "gate_width",
+    "turns",
+]
 
 _CHOOSING = re.compile(
     r"^gather|top_?k|top_?\d|arg(max|sort|topk)|\bsort|multinomial|scatter|one_hot|gumbel|where|mask"
@@ -106,6 +114,12 @@ def chooses(module: nn.Module) -> bool:
         for inner in own
         for name in names_in(class_of(inner).forward, class_of(inner))
     ) or (module in own and not returns_one_value(class_of(module).forward))
+
+
+def turns(module: nn.Module) -> bool:
+    """Whether a module's code turns its scores around, as where experts choose tokens."""
+    names = names_in(class_of(module).forward, class_of(module))
+    return bool(names & {"t", "mt", "transpose", "permute", "swapaxes", "swapdims", "rearrange"})
 
 
 def gate_reader(gate: nn.Module, width: int, top_k: int) -> str:

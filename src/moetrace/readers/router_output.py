@@ -3,6 +3,7 @@
 Letters: T tokens (any leading dimensions), E experts, K experts chosen per token.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from moetrace.readers.capacity import before_limit, read_routes, read_slots
+from moetrace.readers.expert_choice import by_experts
 from moetrace.routing import Routing
 
-__all__ = ["RouterReader"]
+__all__ = ["RouterReader", "hidden_of", "items_of"]
 
 _INTEGERS = frozenset({torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8})
 
@@ -37,6 +39,10 @@ class RouterReader:
         skips: Whether the last of the E classes is a skip, which the router returns as id 0 with a
             weight of exactly 0.
         limit: K of a router whose map is what a limit has left of the K highest logits, else 0.
+        scores_index: Which output the router's source shows to be logits or probabilities.
+        map_indices: Which outputs its source shows to be neither, so that one may be a map.
+        by_experts: Whether its experts may choose tokens; then a forward of as many tokens as there
+            are experts is not counted, since the two cannot be told apart.
     """
 
     def __init__(
@@ -47,12 +53,18 @@ class RouterReader:
         logits_index: int | None = None,
         skips: bool = False,
         limit: int = 0,
+        scores_index: int | None = None,
+        map_indices: tuple[int, ...] = (),
+        by_experts: bool = False,
     ) -> None:
         self.num_experts = num_experts
         self.top_k = top_k
         self.logits_index = logits_index
         self.skips = skips
         self.limit = limit
+        self.scores_index = scores_index
+        self.map_indices = map_indices
+        self.by_experts = by_experts
 
     def matches(self, module: nn.Module, /) -> bool:
         """True for a module of its own; a bare ``nn.Linear`` makes no choice."""
@@ -66,69 +78,126 @@ class RouterReader:
         Cost: comparisons of dtypes and shapes, which the compiler folds away; a top-k under the
         rule of the logits.
         """
-        items = _items(output)
-        tensors = [item for item in items if isinstance(item, Tensor) and item.dim() >= 2]
-        by_ids = self._by_ids(tensors)
+        items = items_of(output)
+        tensors = [item for item in items if isinstance(item, Tensor) and item.dim() >= 1]
+        shown_TE = self._at(self.scores_index, items)
+        by_ids = self._by_ids(tensors, hidden_of(args, kwargs), shown_TE)
         if by_ids is not None:
             return by_ids
         limited = read_routes(items, self.num_experts) or read_slots(items, args, self.num_experts)
         if limited is not None:
             return limited
-        wide = [item for item in tensors if item.shape[-1] == self.num_experts]
-        logits_TE = self._declared_logits(items, wide)
+        wide = [item for item in tensors if item.dim() >= 2 and item.shape[-1] == self.num_experts]
+        declared_TE = self._at(self.logits_index, items)
+        logits_TE = shown_TE if declared_TE is None else declared_TE
         maps = [item for item in wide if item is not logits_TE]
-        if maps:
-            return self._by_map(maps, logits_TE)
-        if logits_TE is not None and 0 < self.top_k < self.num_experts:
-            ids_TK = logits_TE.detach().topk(self.top_k, dim=-1).indices
-            return Routing(ids_TK, logits_TE)
+        shown_maps = [
+            found for at in self.map_indices if (found := self._at(at, items)) is not None
+        ]
+        by_map = self._by_map(maps, logits_TE, shown_maps[0] if shown_maps else None)
+        if by_map is not None or maps:
+            return by_map
+        if declared_TE is not None and 0 < self.top_k < self.num_experts:
+            ids_TK = declared_TE.detach().topk(self.top_k, dim=-1).indices
+            return Routing(ids_TK, declared_TE)
         return None
 
-    def _by_ids(self, tensors: Sequence[Tensor]) -> Routing | None:
-        ids = [item for item in tensors if item.dtype in _INTEGERS]
+    def _by_ids(
+        self, tensors: Sequence[Tensor], hidden: Tensor | None, shown_TE: Tensor | None
+    ) -> Routing | None:
+        integers = [item for item in tensors if item.dtype in _INTEGERS]
+        ids = [item for item in integers if item.dim() >= 2]
+        if not ids and hidden is not None:  # one expert per token, and no axis for it
+            ids = [item for item in integers if item.shape == hidden.shape[:-1]]
         if len(ids) != 1:
             return None
-        ids_TK, K = ids[0], ids[0].shape[-1]
-        scores = [
+        weights = [
+            item for item in tensors if item.dtype.is_floating_point and item.shape == ids[0].shape
+        ]
+        wider = [
             item
             for item in tensors
-            if item.dtype.is_floating_point and item.shape[:-1] == ids_TK.shape[:-1]
+            if item.dtype.is_floating_point
+            and item.dim() >= 2
+            and item.shape[-1] == self.num_experts
+            and item.shape != ids[0].shape
         ]
-        wider = [item for item in scores if item.shape[-1] > K]
-        weights = [item for item in scores if item.shape[-1] == K]
-        if not wider and self.top_k == K and len(weights) > 1:
+        K = ids[0].shape[-1]
+        if not wider and self.top_k == K == self.num_experts and len(weights) > 1:
             # All experts are chosen: logits and weights have one shape, and logits come first. A
             # router that does not choose all of them returned a mask over experts, not ids.
             wider, weights = weights[:1], weights[1:]
-        if not weights or self.num_experts < K or (not wider and self.num_experts == K):
+        if not weights:
+            return None
+        logits_TE = next((item for item in wider if item is shown_TE), wider[0] if wider else None)
+        by_tokens = self._by_tokens(ids[0], weights[0], logits_TE, hidden)
+        if by_tokens is not None or hidden is None:
+            return by_tokens
+        return by_experts(ids[0], weights[0], logits_TE, hidden, self.num_experts)
+
+    def _by_tokens(
+        self, ids: Tensor, weights: Tensor, logits_TE: Tensor | None, hidden: Tensor | None
+    ) -> Routing | None:
+        """Ids ``(..., K)`` of each token, or ``(...)`` of the one that each token goes to."""
+        if hidden is not None and ids.shape == hidden.shape[:-1]:
+            ids, weights = ids.unsqueeze(-1), weights.unsqueeze(-1)
+        if ids.dim() < 2 or not 0 < ids.shape[-1] <= self.num_experts:
+            return None
+        rows = ids.shape[:-1].numel()
+        if self.by_experts and rows == self.num_experts and self.top_k != ids.shape[-1]:
+            return None
+        if logits_TE is not None:
+            fits = logits_TE.shape[:-1].numel() == rows
+        else:
+            known = () if hidden is None else (hidden.shape[:-1].numel(), hidden.shape[0])
+            fits = (rows in known or hidden is None) and ids.shape[-1] < self.num_experts
+        if not fits:
             return None
         if self.skips:
-            ids_TK = torch.where(weights[0] == 0, self.num_experts - 1, ids_TK)
-        return Routing(ids_TK, wider[0] if wider else None, weights[0])
+            ids = torch.where(weights == 0, self.num_experts - 1, ids)
+        return Routing(ids, logits_TE, weights)
 
-    def _by_map(self, maps: Sequence[Tensor], logits_TE: Tensor | None) -> Routing | None:
+    def _by_map(
+        self, maps: Sequence[Tensor], logits_TE: Tensor | None, map_TE: Tensor | None
+    ) -> Routing | None:
         floats = [item for item in maps if item.dtype.is_floating_point]
         flags = [item for item in maps if not item.dtype.is_floating_point]
         # Combine weights say more than flags, which may hold the first choice only. Without
         # declared logits a float tensor may be the logits themselves, which are 0 nowhere.
-        if logits_TE is not None and self.limit:
+        if logits_TE is not None and self.limit and maps:
             return before_limit((floats or flags)[0], logits_TE, self.limit)
-        if floats and logits_TE is not None:
+        if map_TE is not None and not flags:
+            return Routing(logits_TE=logits_TE, routing_map_TE=map_TE)
+        if floats and logits_TE is not None and self.logits_index is not None:
             return Routing(logits_TE=logits_TE, routing_map_TE=floats[0])
         if flags:
             return Routing(logits_TE=logits_TE, routing_map_TE=flags[0])
         return None
 
-    def _declared_logits(self, items: Sequence[Any], wide: Sequence[Tensor]) -> Tensor | None:
-        if self.logits_index is None or self.logits_index >= len(items):
+    def _at(self, index: int | None, items: Sequence[Any]) -> Tensor | None:
+        """The output at this place, where it is one score per expert."""
+        item = items[index] if index is not None and index < len(items) else None
+        if not isinstance(item, Tensor) or item.dim() < 2 or item.shape[-1] != self.num_experts:
             return None
-        declared = items[self.logits_index]
-        return next((item for item in wide if item is declared), None)
+        return item if item.dtype.is_floating_point else None
 
 
-def _items(output: Any) -> list[Any]:
+def items_of(output: Any) -> list[Any]:
+    """What a module has returned, one after the other: of a tuple, a dict or a dataclass."""
     if isinstance(output, Tensor):
         return [output]
     if isinstance(output, dict):
         return list(output.values())
-    return list(output) if isinstance(output, tuple | list) else []
+    if isinstance(output, tuple | list):
+        return list(output)
+    if dataclasses.is_dataclass(output):
+        return [getattr(output, field.name, None) for field in dataclasses.fields(output)]
+    return []
+
+
+def hidden_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The hidden states ``(..., D)`` that a module was called with, or None."""
+    for item in (*args, *kwargs.values()):
+        if isinstance(item, Tensor) and item.dtype.is_floating_point and item.dim() >= 2:
+            return item
+    return None

@@ -1,0 +1,328 @@
+"""A walk through the source of a forward that follows the scores of its gate.
+
+From top to bottom, once: what each name holds of the scores, in steps that are known, which of them
+a top-k is taken of, and what is returned. What is no known step, depends on a condition or changes
+scores in place is kept as a reason why there is no rule. Nothing of the user's is run.
+"""
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moetrace.readers.choice_rule import SCORES, ChoiceRule, NoChoiceRule, Step, held_by
+from moetrace.readers.wrapping import class_of
+
+__all__ = ["ScoreWalk", "Scores", "called", "source_of"]
+
+_CHOICES = ("topk", "argmax", "max")
+_SAME = ("view", "reshape", "squeeze", "unsqueeze", "flatten", "contiguous", "detach", "clone")
+_CASTS = {"float": torch.float32, "double": torch.float64, "bfloat16": torch.bfloat16}
+_SIGNS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
+_DEEPEST = 4
+
+Steps = tuple[Step, ...]
+Scores = Steps | NoChoiceRule | None  # of the gate by these steps; of it somehow; not of it
+
+
+class ScoreWalk:
+    """Walks a forward from top to bottom and keeps what each name holds of the gate's scores."""
+
+    def __init__(
+        self, block: nn.Module, gates: Sequence[str], stated: int, matrices: Sequence[str] = ()
+    ) -> None:
+        self.block, self.stated = block, stated
+        self.gates = [f"self.{name}" for name in gates]
+        self.matrices = [f"self.{name}" for name in matrices]
+        self.returned: list[Scores] = []
+        self.rules: dict[str, set[ChoiceRule]] = {"topk": set(), "single": set()}
+        self.trouble: dict[str, NoChoiceRule | None] = {"topk": None, "single": None}
+        self._depth = 0
+        self._numbers: dict[str, ast.expr] = {}
+
+    def method(self, name: str, given: dict[str, Scores]) -> Scores:
+        """Walk a method of the block; what it returns of the gate's scores."""
+        tree = source_of(getattr(class_of(self.block), name, None))
+        if tree is None or self._depth >= _DEEPEST:
+            if name == "forward":
+                raise NoChoiceRule("the source of its forward cannot be read")
+            return _worst(given.values(), f"{name} cannot be read")
+        held: dict[str, Scores] = dict(given)
+        self._depth += 1
+        self._statements(tree.body, held)
+        self._depth -= 1
+        return held.get("return")
+
+    def _statements(self, body: Sequence[ast.stmt], held: dict[str, Scores]) -> None:
+        for statement in body:
+            if isinstance(statement, ast.If):
+                self._value(statement.test, held)
+                self._branches(statement, held)
+            elif isinstance(statement, ast.For | ast.While | ast.With | ast.Try):
+                for value in ast.iter_child_nodes(statement):
+                    if isinstance(value, ast.expr):
+                        self._value(value, held)
+                self._statements(statement.body, held)
+                self._statements(statement.body, held)  # a later round sees what this one left
+            elif isinstance(statement, ast.AugAssign):
+                value = ast.BinOp(statement.target, statement.op, statement.value)
+                self._assign(statement.target, self._value(value, held), held)
+            elif isinstance(statement, ast.Assign | ast.AnnAssign | ast.Return | ast.Expr):
+                self._statement(statement, held)
+
+    def _statement(
+        self,
+        statement: ast.Assign | ast.AnnAssign | ast.Return | ast.Expr,
+        held: dict[str, Scores],
+    ) -> None:
+        if statement.value is None:
+            return
+        found = self._value(statement.value, held)
+        if isinstance(statement, ast.Return):
+            held["return"] = found
+            if self._depth == 1:
+                self._note_returned(statement.value, held)
+        elif isinstance(statement, ast.Assign):
+            for target in statement.targets:
+                self._assign(target, found, held)
+                if isinstance(target, ast.Name):
+                    self._numbers[target.id] = statement.value
+        elif isinstance(statement, ast.AnnAssign):
+            self._assign(statement.target, found, held)
+        elif isinstance(statement.value, ast.Call) and called(statement.value).endswith("_"):
+            self._spoil(_receiver(statement.value), statement, held)
+
+    def _note_returned(self, value: ast.expr, held: dict[str, Scores]) -> None:
+        """Keep what each of the returned things holds; two returns that differ show nothing."""
+        parts = [value]
+        if isinstance(value, ast.Tuple | ast.List):
+            parts = value.elts
+        elif isinstance(value, ast.Dict):
+            parts = value.values
+        elif isinstance(value, ast.Call) and called(value)[:1].isupper():
+            parts = [*value.args, *(word.value for word in value.keywords)]
+        found = [self._value(part, held) for part in parts]
+        same = not self.returned or [type(item) for item in found] == [
+            type(item) for item in self.returned
+        ]
+        self.returned = found if same else []
+
+    def _multiplies(self, values: Sequence[ast.expr]) -> bool:
+        """Whether one of the factors is a matrix that the module holds, as it is or transposed."""
+        texts = [ast.unparse(value) for value in values]
+        return any(
+            text == name or text.startswith((f"{name}.", f"{name}["))
+            for text in texts
+            for name in self.matrices
+        )
+
+    def _branches(self, statement: ast.If, held: dict[str, Scores]) -> None:
+        either, other = dict(held), dict(held)
+        self._statements(statement.body, either)
+        self._statements(statement.orelse, other)
+        for name in either | other:
+            same = either.get(name) == other.get(name)
+            trouble = NoChoiceRule(f"{name!r} depends on a condition")
+            held[name] = either.get(name) if same else trouble
+
+    def _assign(self, target: ast.expr, found: Scores, held: dict[str, Scores]) -> None:
+        if isinstance(target, ast.Name):
+            held[target.id] = found
+            self._numbers.pop(target.id, None)
+        elif isinstance(target, ast.Tuple):
+            for item in target.elts:
+                self._assign(item, None, held)
+        elif isinstance(target, ast.Subscript):
+            self._spoil(target.value, target, held)
+
+    def _spoil(self, value: ast.expr | None, where: ast.AST, held: dict[str, Scores]) -> None:
+        if isinstance(value, ast.Name) and held.get(value.id) is not None:
+            held[value.id] = NoChoiceRule(f"{_short(where)} changes them in place")
+
+    def _value(self, value: ast.expr, held: dict[str, Scores]) -> Scores:
+        """What an expression holds of the gate's scores; notes every choice in it."""
+        if isinstance(value, ast.Name):
+            return held.get(value.id)
+        product = isinstance(value, ast.BinOp) and isinstance(value.op, ast.MatMult)
+        if isinstance(value, ast.BinOp) and product and self._multiplies([value.left, value.right]):
+            return ()
+        if isinstance(value, ast.BinOp) and type(value.op) in _SIGNS:
+            return self._operator(value, held)
+        if isinstance(value, ast.Call):
+            return self._call(value, held)
+        inner = [
+            self._value(part, held)
+            for part in ast.iter_child_nodes(value)
+            if isinstance(part, ast.expr)
+        ]
+        return _worst(inner, f"{_short(value)} is no step that is known")
+
+    def _operator(self, value: ast.BinOp, held: dict[str, Scores]) -> Scores:
+        does = _SIGNS[type(value.op)]
+        left, right = self._value(value.left, held), self._value(value.right, held)
+        scores, operand = (left, value.right) if left is not None else (right, value.left)
+        known = self._operand(operand)
+        swapped = left is None and does in "-/"
+        if not isinstance(scores, tuple) or known is None or swapped:
+            return _worst([left, right], f"{_short(value)} is no step that is known")
+        return (*scores, Step(does, *known))
+
+    def _call(self, call: ast.Call, held: dict[str, Scores]) -> Scores:
+        function, name = ast.unparse(call.func), called(call)
+        if function in self.gates or (name in ("linear", "matmul") and self._multiplies(call.args)):
+            return ()
+        arguments = [v for v in (_receiver(call), *call.args) if v is not None]
+        arguments += [word.value for word in call.keywords]
+        found = [self._value(argument, held) for argument in arguments]
+        if function == f"self.{name}" and inspect.isfunction(
+            getattr(class_of(self.block), name, None)
+        ):
+            return self._own_method(name, call, held)
+        if name in _CHOICES and found and found[0] is not None:
+            self._choice(call, name, found[0])
+            return NoChoiceRule("they are what was chosen already")
+        scores = found[0] if found else None
+        if isinstance(scores, tuple) and not any(item is not None for item in found[1:]):
+            try:
+                return self._step(call, name, scores)
+            except NoChoiceRule as trouble:
+                return trouble
+        return _worst(found, f"{_short(call)} is no step that is known")
+
+    def _own_method(self, name: str, call: ast.Call, held: dict[str, Scores]) -> Scores:
+        tree = source_of(getattr(class_of(self.block), name))
+        names = [] if tree is None else [argument.arg for argument in tree.args.args][1:]
+        given = dict(zip(names, (self._value(v, held) for v in call.args), strict=False))
+        given |= {word.arg or "": self._value(word.value, held) for word in call.keywords}
+        return self.method(name, given)
+
+    def _step(self, call: ast.Call, name: str, scores: Steps) -> Scores:
+        if name in _SAME:
+            return scores
+        if name in SCORES:
+            dtype = _dtype(call)
+            if "softmax" in name:
+                _over_experts(call)
+            return (*scores, Step(name, dtype=dtype))
+        if name in _CASTS:
+            return (*scores, Step("cast", dtype=_CASTS[name]))
+        if name in ("to", "type") and (dtype := _dtype(call)) is not None:
+            return (*scores, Step("cast", dtype=dtype))
+        raise NoChoiceRule(f"{_short(call)} is no step that is known")
+
+    def _choice(self, call: ast.Call, name: str, scores: Steps | NoChoiceRule) -> None:
+        kind = "topk" if name == "topk" else "single"
+        if name == "max" and len(call.args) + len(call.keywords) < 2 - _is_method(call):
+            return  # the highest of all numbers chooses nothing
+        try:
+            if isinstance(scores, NoChoiceRule):
+                raise scores
+            _over_experts(call)
+            top_k = self._top_k(call) if kind == "topk" else 1
+            self.rules[kind].add(ChoiceRule(top_k, scores, kind == "single"))
+        except NoChoiceRule as trouble:
+            self.trouble[kind] = trouble
+
+    def _top_k(self, call: ast.Call) -> int:
+        given = [word.value for word in call.keywords if word.arg == "k"]
+        given += call.args[1 - _is_method(call) :][:1]
+        found = self._number(given[0]) if given else None
+        if not isinstance(found, int) or isinstance(found, bool):
+            found = self.stated
+        if found < 1:
+            raise NoChoiceRule("how many of them it takes cannot be read")
+        return found
+
+    def _number(self, value: ast.expr, depth: int = 0) -> Any:
+        """What a number is: written out, the block's own, a name for one, or the least of some."""
+        if isinstance(value, ast.Constant):
+            return value.value
+        if isinstance(value, ast.Name) and value.id in self._numbers and depth < _DEEPEST:
+            return self._number(self._numbers[value.id], depth + 1)
+        if isinstance(value, ast.Name):
+            function = inspect.unwrap(class_of(self.block).forward)
+            return getattr(function, "__globals__", {}).get(value.id)
+        if isinstance(value, ast.Call) and ast.unparse(value.func) == "min" and depth < _DEEPEST:
+            found = [self._number(argument, depth + 1) for argument in value.args]
+            return min(found) if found and all(isinstance(item, int) for item in found) else None
+        return self._own(value)
+
+    def _operand(self, value: ast.expr) -> tuple[str, float] | None:
+        """What the block itself holds, by its name, or a number."""
+        if isinstance(value, ast.Constant) and isinstance(value.value, int | float):
+            return "", float(value.value)
+        if isinstance(self._own(value), Tensor | int | float):
+            return ast.unparse(value).removeprefix("self."), 0.0
+        return None
+
+    def _own(self, value: ast.expr | None) -> Any:
+        if not isinstance(value, ast.Attribute):
+            return None
+        text = ast.unparse(value)
+        return held_by(self.block, text[5:]) if text.startswith("self.") else None
+
+
+def source_of(function: Any) -> ast.FunctionDef | None:
+    """The tree of a function, or None where its source cannot be read."""
+    try:
+        source = inspect.getsource(inspect.unwrap(function))
+        (tree,) = ast.parse(textwrap.dedent(source)).body
+    except (OSError, TypeError, SyntaxError, ValueError):
+        return None
+    return tree if isinstance(tree, ast.FunctionDef) else None
+
+
+def _receiver(call: ast.Call) -> ast.expr | None:
+    """What a method is called on; None for a function of a module."""
+    function = call.func
+    is_method = isinstance(function, ast.Attribute) and _is_method(call)
+    return function.value if is_method and isinstance(function, ast.Attribute) else None
+
+
+def _is_method(call: ast.Call) -> bool:
+    owner = ast.unparse(call.func).rpartition(".")[0]
+    return bool(owner) and owner not in _MODULES
+
+
+_MODULES = ("torch", "F", "functional", "nn.functional", "torch.nn.functional", "self")
+
+
+def called(call: ast.Call) -> str:
+    """The last part of the name of what is called."""
+    return ast.unparse(call.func).rpartition(".")[2]
+
+
+def _over_experts(call: ast.Call) -> None:
+    """Refuse what is taken over the tokens."""
+    axes = [word.value for word in call.keywords if word.arg in ("dim", "axis")]
+    axes += call.args[1 - _is_method(call) + (called(call) == "topk") :][:1]
+    for axis in axes:
+        if ast.unparse(axis) not in ("-1", "1", "2"):
+            raise NoChoiceRule(f"{_short(call)} is not taken over the experts")
+
+
+def _dtype(call: ast.Call) -> torch.dtype | None:
+    given = [word.value for word in call.keywords if word.arg == "dtype"]
+    given += call.args if called(call) in ("to", "type") else []
+    for value in given:
+        found = getattr(torch, ast.unparse(value).removeprefix("torch."), None)
+        if not isinstance(found, torch.dtype):
+            raise NoChoiceRule(f"the precision of {_short(call)} cannot be read")
+        return found
+    return None
+
+
+def _worst(found: Any, otherwise: str) -> Scores:
+    """None where nothing is of the gate's scores, else why it is no rule any more."""
+    seen = [item for item in found if item is not None]
+    trouble = next((item for item in seen if isinstance(item, NoChoiceRule)), None)
+    return trouble or (NoChoiceRule(otherwise) if seen else None)
+
+
+def _short(node: ast.AST) -> str:
+    text = ast.unparse(node)
+    return text if len(text) <= 48 else f"{text[:45]}..."
