@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from moetrace.readers.bare_gate import ExpertsCallReader
 from moetrace.readers.base import Reader
 from moetrace.readers.block_source import Returned, returned_scores
 from moetrace.readers.capacity import choices_by_name, is_limited, limit_of
@@ -16,6 +17,7 @@ from moetrace.readers.hand_written import (
     chooses,
     gate_reader,
     gate_width,
+    takes_a_choice,
     turns,
 )
 from moetrace.readers.lookup import MOST_ROWS, LookupReader, looked_up_experts
@@ -46,6 +48,7 @@ _RANKS_ATTRIBUTES = ("ep_size", "world_size")
 # One reader for all routers that are read alike: a reader per layer would recompile every block.
 _router_reader = functools.lru_cache(maxsize=None)(RouterReader)
 _lookup_reader = LookupReader()
+_experts_call_reader = functools.lru_cache(maxsize=None)(ExpertsCallReader)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +146,11 @@ def find_routers(model: nn.Module, readers: Sequence[Reader]) -> list[Found]:
     candidates = {id(item.module) for item in found}
     claimed = [path for core in modules if id(core.hooked) in candidates for path in core.paths]
     for core, experts, reason, countable in unread_experts(modules, claimed):
+        if takes_a_choice(core.module):
+            reason = f"holds {experts} experts and is called with their ids and weights"
+            site = _site(core, _experts_call_reader(experts), experts, reason, limited=False)
+            found.append(Found(site, core.hooked, _experts_call_reader(experts)))
+            continue
         site = _site(core, None, experts, reason, limited=False)
         site = replace(site, remedy=CHOICE_READER if countable else "")
         found.append(Found(site, core.hooked, None, missed=True))

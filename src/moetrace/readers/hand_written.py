@@ -21,6 +21,7 @@ __all__ = [
     "chooses",
     "gate_reader",
     "gate_width",
+    "takes_a_choice",
     "turns",
 ]
 
@@ -76,7 +77,7 @@ def bare_gate(block: nn.Module, gate: nn.Module, experts: int, *, top_k: int) ->
     except NoChoiceRule as error:
         trouble = str(error)
     for sibling in siblings:
-        if _held(sibling) == experts and _takes_a_choice(sibling):
+        if _held(sibling) == experts and takes_a_choice(sibling):
             called = ExpertsCallReader(experts, top_k=rule.top_k if rule else top_k)
             return BareGate(
                 "the choice is what its experts are called with", called, sibling, rule=rule
@@ -160,7 +161,8 @@ def _listed(module: nn.Module) -> tuple[nn.Module, ...]:
     return ()
 
 
-def _takes_a_choice(module: nn.Module) -> bool:
+def takes_a_choice(module: nn.Module) -> bool:
+    """Whether a module is called with enough to be told which experts each token goes to."""
     forward = class_of(module).forward
     if forward is nn.Module.forward:
         return False
