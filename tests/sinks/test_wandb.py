@@ -24,6 +24,8 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
         patch.setenv("WANDB_SILENT", "true")
+        patch.setenv("WANDB_INIT_TIMEOUT", "240")  # a machine that is busy takes its time
+        patch.setenv("WANDB__SERVICE_WAIT", "240")
         patch.setenv("WANDB_DIR", str(folder))
         patch.setenv("WANDB_CONFIG_DIR", str(folder / "config"))
         patch.setenv("WANDB_CACHE_DIR", str(folder / "cache"))
