@@ -16,9 +16,16 @@ from moetrace.readers import Reader
 from moetrace.settings import USUAL_RULES, Settings
 from moetrace.topology import Mesh, Topology
 from moetrace.tracer import Tracer
+from moetrace_adapters.checkpoint import checkpoint_of
+from moetrace_adapters.router_weights import RouterWeightTrackingCallback
 from moetrace_adapters.session import OnMissing, Session
 
-__all__ = ["MoEMonitoringCallback", "MoETraceCallback", "create_moe_callback_for_transformers"]
+__all__ = [
+    "MoEMonitoringCallback",
+    "MoETraceCallback",
+    "RouterWeightTrackingCallback",
+    "create_moe_callback_for_transformers",
+]
 
 
 class MoETraceCallback(TrainerCallback):
@@ -122,7 +129,7 @@ class MoETraceCallback(TrainerCallback):
     ) -> None:
         """Close the windows, so that they end where a resume begins, and leave the pointer."""
         writes = state.is_world_process_zero
-        folder = self._session.do(lambda _: _checkpoint(args, state)) if writes else None
+        folder = self._session.do(lambda _: checkpoint_of(args, state)) if writes else None
         self._session.point(folder, step=state.global_step)
 
     def on_log(
@@ -153,13 +160,6 @@ class MoETraceCallback(TrainerCallback):
             self._trial = trial
             self._trials += 1
         return Path(run) / (state.trial_name or f"trial-{self._trials - 1}")
-
-
-def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path | None:
-    """The checkpoint that was written last; trials have theirs one folder further down."""
-    inside = "*/" if state.is_hyper_param_search else ""
-    found = Path(str(args.output_dir)).glob(f"{inside}checkpoint-{state.global_step}")
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def create_moe_callback_for_transformers(

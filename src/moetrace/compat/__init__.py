@@ -15,22 +15,36 @@ if TYPE_CHECKING:
         track_expert_usage,
     )
     from moetrace.compat.monitoring import MoEMonitoring
+    from moetrace.compat.router_weights import (
+        compute_weight_statistics,
+        extract_router_weights,
+    )
+    from moetrace.compat.weight_files import load_snapshot
+    from moetrace.compat.weight_tracker import RouterWeightTracker
 
 _HOMES = {
     "MoECallback": "callback",
     "MoEMonitoring": "monitoring",
+    "RouterWeightTracker": "weight_tracker",
     "calculate_load_balancing_loss": "concepts",
     "calculate_routing_entropy": "concepts",
+    "compute_weight_statistics": "router_weights",
     "create_moe_callback_for_pytorch": "callback",
+    "extract_router_weights": "router_weights",
+    "load_snapshot": "weight_files",
     "track_expert_usage": "concepts",
 }
 
 __all__ = [
     "MoECallback",
     "MoEMonitoring",
+    "RouterWeightTracker",
     "calculate_load_balancing_loss",
     "calculate_routing_entropy",
+    "compute_weight_statistics",
     "create_moe_callback_for_pytorch",
+    "extract_router_weights",
+    "load_snapshot",
     "track_expert_usage",
 ]
 

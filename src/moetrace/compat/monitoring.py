@@ -1,7 +1,6 @@
 """The dashboard, console lines, alerts and log files that users of a MoE callback know.
 
-One sink shows a window in all of these places, so that what has been used since the start of
-training is known once.
+One sink shows a window in all of these places, in one order: what may fail comes last.
 """
 
 import json
@@ -13,9 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from moetrace.alerts import Alert, AlertRules
 from moetrace.compat.auxiliary_loss import AuxiliaryLoss
@@ -99,7 +95,6 @@ class MonitoringSink:
         self._auxiliary = auxiliary
         self._console = _Console() if monitoring.log_to_console else None
         self._logger = _logger(monitoring)
-        self._used: dict[str, NDArray[np.bool_]] = {}
         self._alerts: Counter[str] = Counter()
         self._lock = threading.Lock()
 
@@ -142,12 +137,7 @@ class MonitoringSink:
 
     def _more(self, snapshot: Snapshot) -> dict[str, float]:
         """What the dashboard shows beside the metrics of the window itself."""
-        for stats in snapshot:
-            now = stats.tokens_per_expert > 0
-            before = self._used.get(stats.layer)
-            self._used[stats.layer] = now if before is None else before | now
-        unused = sum(int(np.count_nonzero(~used)) for used in self._used.values())
-        more = {"moe/total_unused_experts": float(unused), "moe/step": float(snapshot.last_step)}
+        more = {"moe/step": float(snapshot.last_step)}
         if self._auxiliary is not None:
             more.update(self._auxiliary.taken(snapshot.last_step))
         return more

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from moetrace.readers.wrapping import user_name
 from moetrace.weight_stats import WeightStats
 
-__all__ = ["WeightMeter", "WeightProbe"]
+__all__ = ["WeightMeter", "WeightProbe", "stats_of", "weights_of"]
 
 _log = logging.getLogger("moetrace")
 
@@ -98,6 +98,17 @@ class WeightMeter:
                 request.max_bytes >> 20,
             )
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of the copies that are kept."""
+        copies = (
+            copy
+            for item in self._followed
+            for copy in (item.first, item.before)
+            if copy is not None
+        )
+        return sum(copy.numel() * copy.element_size() for copy in copies)
+
     def end_step(self) -> None:
         """Nothing is measured at the end of a step."""
 
@@ -123,7 +134,12 @@ class WeightMeter:
             if tensor.shape != followed.first.shape or tensor.device != followed.first.device:
                 followed.first, followed.before = tensor.detach().clone(), None
             with torch.no_grad():
-                row = _row(tensor.detach(), followed, angles=angles and not sharded)
+                row = _row(
+                    tensor.detach(),
+                    followed.first,
+                    followed.before,
+                    angles=angles and not sharded,
+                )
             record = WeightStats(
                 layer=followed.layer,
                 name=followed.name,
@@ -164,6 +180,36 @@ class WeightWindow:
         """The records, from numbers that have arrived on the host."""
         table = bits.view(np.float64).reshape(len(self.records), len(_COLUMNS))
         return [_filled(record, row) for record, row in zip(self.records, table, strict=True)]
+
+
+def stats_of(layer: str, tensors: Mapping[str, Tensor]) -> list[WeightStats]:
+    """Statistics of tensors as they are now, of which nothing is known from before.
+
+    Args:
+        layer: Name of the site in the records.
+        tensors: Tensors of real numbers by name; of a sharded one, what is held here.
+
+    Cost: waits for the device, once per tensor.
+    """
+    records: list[WeightStats] = []
+    for name, tensor in tensors.items():
+        w, trainable, sharded, shape = _here(tensor)
+        w = w.detach() if w.is_floating_point() else w.detach().double()
+        record = WeightStats(
+            layer=layer,
+            name=name,
+            shape=shape,
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            trainable=trainable,
+            sharded=sharded,
+            numel=w.numel(),
+            steps=0,
+            rows=w.shape[0] if w.dim() == 2 else 0,
+        )
+        with torch.no_grad():
+            row = _row(w, None, None, angles=False)
+        records.append(_filled(record, row.cpu().numpy()))
+    return records
 
 
 def weights_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -220,7 +266,7 @@ def _here(tensor: Tensor) -> tuple[Tensor, bool, bool, tuple[int, ...]]:
     return local, tensor.requires_grad, sharded, tuple(int(size) for size in tensor.shape)
 
 
-def _row(w: Tensor, followed: _Followed, *, angles: bool) -> Tensor:
+def _row(w: Tensor, first: Tensor | None, before: Tensor | None, *, angles: bool) -> Tensor:
     """The numbers of one tensor in the order of the columns; NaN where there is nothing to tell."""
     nothing = torch.full((), torch.nan, dtype=torch.float64, device=w.device)
     values = dict.fromkeys(_COLUMNS, nothing)
@@ -228,15 +274,15 @@ def _row(w: Tensor, followed: _Followed, *, angles: bool) -> Tensor:
     if w.numel():
         values |= _moments(w, "sum", "m2")
         values["min"], values["max"] = w.min().double(), w.max().double()
-        delta = w.float() - followed.first.float()
-        values["drift_sq"] = _square(delta)
-        values["init_sq"] = _square(followed.first)
-        if followed.before is not None:
-            delta = w.float() - followed.before.float()
+        if first is not None:
+            delta = w.float() - first.float()
+            values["drift_sq"], values["init_sq"] = _square(delta), _square(first)
+        if before is not None:
+            delta = w.float() - before.float()
             values |= _moments(delta, "diff_sum", "diff_m2")
             values["diff_max"] = delta.abs().max().double()
-            values["prev_sq"] = _square(followed.before)
-            values["unchanged"] = (w == followed.before).sum().double()
+            values["prev_sq"] = _square(before)
+            values["unchanged"] = (w == before).sum().double()
         if w.dim() == 2:
             norm_E = torch.linalg.vector_norm(w, dim=1, dtype=torch.float64)
             values["row_sum"], values["row_sq"] = norm_E.sum(), norm_E.square().sum()
