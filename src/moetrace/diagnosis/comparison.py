@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
+from moetrace.diagnosis.decision import Decision
 from moetrace.diagnosis.finding import Finding
+from moetrace.diagnosis.receipt import Receipt
 from moetrace.diagnosis.structure import replaced_forward
 from moetrace.diagnosis.windows import MANY_DROPPED
-from moetrace.diagnosis.witness import Decision, Receipt, Witness
+from moetrace.diagnosis.witness import Witness
 
 __all__ = ["compared", "received_of"]
 
