@@ -1,4 +1,4 @@
-"""What the ranks do that add their windows live: one cell after the other in the same processes.
+"""What the ranks do, mostly adding their windows live: one cell after the other, in one process.
 
 Every rank routes by a script, so that a test knows what they count together.
 """
@@ -60,7 +60,7 @@ class Loop:
 
     def settle(self, windows):
         """Wait until the sink has so many windows; the reduction is in the background."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while len(self.sink.snapshots) < windows and time.monotonic() < deadline:
             time.sleep(0.01)
 
@@ -87,7 +87,7 @@ def whole(rank, run):
     """L2: all ranks, all windows, the last one shorter; an evaluation in between."""
     loop = Loop(rank, run)
     loop.steps(4)
-    loop.model.eval()(torch.ones(1, 4))
+    loop.model.eval()(torch.ones(len(SCRIPTS[rank]), 4))
     loop.model.train()
     loop.steps(3)
     return loop.close()
@@ -173,11 +173,9 @@ def flushed(rank, run):
 
 def pending(rank, run):
     """L8: two ranks wait for the third in a round, and close without it."""
-    group.ROUND_TIMEOUT = 60.0
     loop = Loop(rank, run)
     loop.steps(2)
     loop.settle(1)
-    group.ROUND_TIMEOUT = 2.0
     if rank != 1:
         loop.steps(2)
         found = loop.close()
@@ -216,7 +214,19 @@ def regrouped(rank, run):
     return loop.close()
 
 
+def cadence(rank, run):
+    """F2: without the opt-in each rank closes its windows when it likes; one skips a flush."""
+    loop = Loop(rank, run, reduce="read", every=rank + 1)
+    for step in range(6):
+        loop.steps(1)
+        if rank != 1 or step != 2:
+            loop.tracer.flush()
+    loop.tracer.close()
+    return {}
+
+
 CELLS = (
+    cadence,
     whole,
     stages,
     copies,
@@ -265,10 +275,26 @@ def lost(rank, folder, name, patience):
     leave({**found, "stepped on": list(tripwire.steps_on_it)}, rank, folder)
 
 
+def life(rank, world, folder, first, last, ends):
+    """F7: one life of a run with so many ranks: these steps, then closed or killed."""
+    prepare(rank, world, folder)
+    model = ScriptedModel([[rank % 4]], num_experts=4).train()
+    tracer = moetrace.attach(model, f"{Path(folder).parent}/run", every=1, alerts=None)
+    for step in range(first, last + 1):
+        tracer.on_step_begin(step)
+        model(torch.ones(1, 4))
+        dist.barrier()
+        tracer.on_step_end(step)
+    tracer.flush()
+    dist.barrier()
+    if not ends:
+        os.kill(os.getpid(), signal.SIGKILL)
+    tracer.close()
+
+
 def prepare(rank, world, folder):
     """What every process does first."""
     torch.set_num_threads(1)
-    group.HANDSHAKE_TIMEOUT = group.ROUND_TIMEOUT = 2.0
     tripwire.lay()
     join(rank, world, f"{folder}/store")
 

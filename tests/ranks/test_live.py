@@ -20,11 +20,11 @@ ALL = {"blocks.0": [3, 4, 3, 2]}
 """What one step of all ranks counts: 2, 1 and 3 tokens with two experts each."""
 
 
-def spawned(target, *args):
-    """Three processes that do it, each with its rank first."""
+def spawned(target, *args, world=live.WORLD):
+    """Processes that do it, each with its rank first."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.gloo.live"])
-    processes = [context.Process(target=target, args=(rank, *args)) for rank in range(live.WORLD)]
+    processes = [context.Process(target=target, args=(rank, *args)) for rank in range(world)]
     for process in processes:
         process.start()
     return processes
@@ -122,6 +122,36 @@ class TestWhole:
         assert [rank["whole"]["passed"] for rank in done] == [8] * 3
 
 
+class TestApart:
+    def test_ranks_close_windows_when_they_like(self, done, folder):
+        """F2, F1-L1: windows of 1, 2 and 3 steps and a flush left out: exact, and no collective."""
+        run = moetrace.open_run(folder / "cadence")
+        total = sum(item["blocks.0"].tokens_per_expert for item in run.snapshots())
+        assert total.tolist() == times(6)["blocks.0"]
+        assert run.coverage["ranks"] == 3
+        assert run.faults == ()
+        assert [rank["cadence"]["passed"] for rank in done] == [0, 0, 0]
+
+    def test_elastic_restarts(self, tmp_path):
+        """F7: killed with 3 ranks, resumed and killed with 2, finished with 4: each step exact."""
+        lives = ((3, 1, 8), (2, 5, 10), (4, 9, 12))
+        for number, (world, first, last) in enumerate(lives):
+            home = tmp_path / str(number)
+            home.mkdir()
+            ends = number == 2
+            processes = spawned(live.life, world, str(home), first, last, ends, world=world)
+            assert ended(processes) == [0 if ends else -signal.SIGKILL] * world
+        run = moetrace.open_run(tmp_path / "run")
+        read = {
+            item.last_step: item["blocks.0"].tokens_per_expert.tolist() for item in run.snapshots()
+        }
+        trained = [[1, 1, 1, 0]] * 4 + [[1, 1, 0, 0]] * 4 + [[1, 1, 1, 1]] * 4
+        assert read == dict(zip(range(1, 13), trained, strict=True))
+        assert run.attempts == (0, 1, 2)
+        assert not any("coverage" in item.health for item in run.snapshots())
+        assert run.faults == ()
+
+
 class TestAgreement:
     def test_stages_and_a_rank_without_routers(self, done):
         """F1-L3, F3: layers of several ranks stand side by side; a rank without any is free."""
@@ -193,7 +223,7 @@ class TestRounds:
         assert [train(rank["regrouped"]) for rank in done] == [expected] * 3
 
 
-@pytest.mark.parametrize(("name", "patience"), [("SIGKILL", 60.0), ("SIGSTOP", 1.0)])
+@pytest.mark.parametrize(("name", "patience"), [("SIGKILL", 60.0), ("SIGSTOP", 5.0)])
 class TestALostRank:
     def test_costs_live_curves_and_nothing_else(self, name, patience, tmp_path):
         """F1-L5, F4, F6: the others train to the end, on their own numbers; the run says who."""
