@@ -112,20 +112,23 @@ class TestCounting:
         assert {s.phase: s[LAYERS[0]].tokens for s in sink.snapshots} == {"train": 43, "eval": 43}
 
     def test_a_micro_batch_that_fails_gives_up_its_step(self):
-        """What raised belongs to no window of train, and the next micro-batch begins a step."""
-        loop, sink = Loop(rows=4).prepare(), MemorySink()
+        """What raised, and its step's micro-batches before it, belong to no window of train."""
+        loop, sink = Loop(rows=8, steps=2).prepare(), MemorySink()
 
         def out_of_memory():
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+            if len(loop.losses) == 2:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
 
         with AcceleratedTrace(loop.accelerator, loop.net, every=1, sinks=[sink]) as trace:
             with pytest.raises(torch.OutOfMemoryError):
                 loop.run(trace.accumulate, before_backward=out_of_memory)
             loop.run(trace.accumulate)
         assert spans(sink.snapshots, "train") == [(1, 1), (2, 2)]
-        assert sum(s.phase == "aborted" for s in sink.snapshots) == 1
-        total = sum(s[LAYERS[0]].tokens for s in sink.snapshots if s.phase == "train")
-        assert total == 43
+        tokens = {"train": 0, "aborted": 0}
+        for snapshot in sink.snapshots:
+            tokens[snapshot.phase] += snapshot[LAYERS[0]].tokens
+        # 8 rows of 12 tokens, 5 of them padding; before that 2 micro-batches of 2 rows.
+        assert tokens == {"train": 91, "aborted": 43}
 
     def test_a_step_that_the_scaler_skips_is_none(self):
         """Where the accelerator says that the optimizer did not step, the tokens are aborted."""
@@ -173,7 +176,8 @@ class TestTrackers:
             loop.run(trace.accumulate)
         assert [step for step, _, _ in tracker.told] == [3, 6, 8]
         assert {thread for _, thread, _ in tracker.told} == {threading.main_thread()}
-        assert [row for _, _, row in tracker.told] == [s.metrics() for s in sink.snapshots]
+        for (_, _, row), snapshot in zip(tracker.told, sink.snapshots, strict=True):
+            assert row.items() >= snapshot.metrics().items()
 
     def test_wandb_gets_the_step_in_the_row(self):
         """W&B drops rows with a step beside another logger, so the row carries it."""
