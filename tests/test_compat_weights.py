@@ -7,8 +7,6 @@ import json
 import logging
 import math
 import os
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -305,7 +303,7 @@ class TestTrajectory:
 
 class TestFiles:
     def test_one_every_so_many_steps(self, logs):
-        """S0-14, S0-23: at steps 0 and 100 of 0, 50, 100; there is nothing but these and ``run``."""
+        """S0-14, S0-23: at steps 0 and 100 of 0, 50, 100; nothing but these and ``run``."""
         model, tracker = SpectraModel(), RouterWeightTracker(logs)
         for step in (0, 50, 100):
             tracker.track_step(model, step=step)
@@ -519,52 +517,6 @@ class TestCurves:
         assert window.metrics()[f"router_weight/layer_0/{MEAN.replace('.', '/')}"] == pytest.approx(
             window.weights[0].mean
         )
-
-
-TWO_RANKS = """
-import sys
-import torch.distributed as dist
-from moetrace.compat import RouterWeightTracker
-from tests.spectra import SpectraModel, moved
-
-rank, meeting, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-model, tracker = SpectraModel(), RouterWeightTracker(folder, save_full_weights=True)
-for step in (100, 200)[: 2 - rank]:  # rank 1 leaves early: nobody may wait for it
-    tracker.track_step(model, step=step)
-    moved(model)
-tracker.save_summary(f"summary_of_{rank}.json")
-tracker.close()
-dist.destroy_process_group()
-"""
-
-
-class TestRanks:
-    def test_rank_0_alone_writes_files(self, logs, tmp_path):
-        """S0-22: of two ranks one writes the files, each its segment, and none waits."""
-        root = Path(__file__).parents[1]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-        arguments = [sys.executable, "-c", TWO_RANKS]
-        places = [str(tmp_path / "meeting"), str(logs)]
-        ranks = [
-            subprocess.Popen([*arguments, str(rank), *places], env=environment) for rank in (0, 1)
-        ]
-        try:
-            assert [rank.wait(120) for rank in ranks] == [0, 0]
-        finally:
-            for rank in ranks:
-                rank.kill()
-        assert files(logs) == [
-            *(f"router_weight_snapshot_step_{step}.safetensors" for step in (100, 200)),
-            *(f"router_weight_stats_step_{step}.json" for step in (100, 200)),
-            "summary_of_0.json",
-        ]
-        run = moetrace.open_run(logs / "run")
-        assert run.ranks == (0, 1)
-        first = run.snapshots()[0]
-        assert first.weights[0].numel == 192  # replicas count once
-        trajectory = RouterWeightTracker(logs).get_weight_trajectory("layer_0", MEAN)
-        assert trajectory.steps == [100, 200]
 
 
 def example(text):
