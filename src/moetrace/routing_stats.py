@@ -23,7 +23,7 @@ class RoutingStats:
     Attributes:
         layer: Name of the site: the dotted name of its MoE block.
         num_experts: E, experts that can be routed to; shared experts are not counted.
-        top_k: K, experts chosen per token.
+        top_k: K, experts chosen per token; 0 where that varies from token to token.
         scoring: How logits become probabilities, a name in `moetrace.layout.SCORINGS`, or
             ``"none"`` where the router shows no logits; then every sum of reals but
             ``gate_weight_sum`` is 0 and means nothing.

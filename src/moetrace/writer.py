@@ -416,7 +416,11 @@ def stats_of(site: Site, sums: NDArray[np.int64]) -> RoutingStats:
     scalars = {name: int(sums[layout.scalar(name)]) for name in SCALARS}
     tokens = scalars["tokens"]
     top_k, dropped = _choices(
-        int(counts.sum()) + out_of_range, tokens, site.top_k, limited=site.limited
+        int(counts.sum()) + out_of_range,
+        tokens,
+        site.top_k,
+        limited=site.limited,
+        varies=site.varies,
     )
     scalars["dropped"] += dropped
     # With logits every scored token adds at least 1/E; a sum of 0 means that there are none.
@@ -434,17 +438,22 @@ def stats_of(site: Site, sums: NDArray[np.int64]) -> RoutingStats:
     )
 
 
-def _choices(assignments: int, tokens: int, stated: int, *, limited: bool) -> tuple[int, int]:
+def _choices(
+    assignments: int, tokens: int, stated: int, *, limited: bool, varies: bool = False
+) -> tuple[int, int]:
     """K, and the assignments that a capacity limit left out of a router's map.
 
     Every token of a list of ids has K of them, so that the data say K, whatever the router states.
     A map may have rows with fewer: then K is the stated one, or the least that holds them all. Of
-    a router whose map is limited the stated K holds, as long as it can.
+    a router whose map is limited the stated K holds, as long as it can. Where the number may vary
+    from token to token, and does, K is 0 and nothing was dropped.
 
     >>> _choices(20, 10, 0, limited=False), _choices(19, 10, 2, limited=False)
     ((2, 0), (2, 1))
     >>> _choices(10, 10, 2, limited=True), _choices(0, 0, 2, limited=False)
     ((2, 10), (2, 0))
+    >>> _choices(19, 10, 0, limited=False, varies=True)
+    (0, 0)
     """
     if limited and stated and 0 < assignments <= tokens * stated:
         return stated, tokens * stated - assignments
@@ -452,5 +461,7 @@ def _choices(assignments: int, tokens: int, stated: int, *, limited: bool) -> tu
         return stated, 0
     if assignments % tokens == 0:
         return assignments // tokens, 0
+    if varies:
+        return 0, 0
     top_k = max(stated, -(-assignments // tokens))
     return top_k, tokens * top_k - assignments

@@ -211,6 +211,16 @@ class TestTheRest:
         quiet = kinds(first(AlertRules(above_floor=False, duration=1, **{name: None}), sick))
         assert quiet < loud
 
+    def test_a_router_whose_k_varies_is_judged_by_its_load(self) -> None:
+        """Tokens that choose different numbers of experts have a balance, and no load in E / K."""
+        from dataclasses import replace
+
+        varying = replace(layer([93, 1, 1, 1, 1, 1, 1, 1]), top_k=0, tokens=96)
+        assert kinds(first(PLAIN, varying)) == {"severe_imbalance", "hot_experts"}
+        assert kinds(first(AlertRules(duration=1), varying)) == {"severe_imbalance", "hot_experts"}
+        chance = replace(layer([2, 0, 0, 0, 0, 0, 0, 1]), top_k=0, tokens=2)
+        assert first(AlertRules(duration=1), chance) == []
+
     def test_counts_that_contradict_each_other_are_not_judged(self) -> None:
         """A balance that is withheld raises nothing; what the logits say still stands."""
         from dataclasses import replace

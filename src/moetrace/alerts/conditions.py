@@ -109,7 +109,7 @@ def _balance(rules: AlertRules, stats: RoutingStats, counts: NDArray[Any]) -> It
                 if chance
                 else None
             ),
-            sure=lambda: not chance or _not_chance(stats, busiest),
+            sure=(lambda: _not_chance(stats, busiest)) if rules.above_floor else None,
         )
     if rules.unused_expert_threshold is not None:
         dead = experts - int(np.count_nonzero(counts))
@@ -124,9 +124,10 @@ def _balance(rules: AlertRules, stats: RoutingStats, counts: NDArray[Any]) -> It
                 if chance
                 else None
             ),
-            sure=lambda: (
-                not chance
-                or chance_of_dead(tokens, num_experts=experts, top_k=top_k, dead=dead) < RARE
+            sure=(
+                (lambda: chance_of_dead(tokens, num_experts=experts, top_k=top_k, dead=dead) < RARE)
+                if chance
+                else None
             ),
             inclusive=True,
         )
@@ -199,7 +200,7 @@ def _scores(rules: AlertRules, stats: RoutingStats) -> Iterator[Reading]:
     if (
         abs(float(probabilities.sum()) / tokens - 1.0) > _WHOLE
         or not _whole(stats, int(counts.sum()))
-        or stats.top_k >= stats.num_experts
+        or not 1 <= stats.top_k < stats.num_experts
     ):
         return
     loss = load_balancing_loss(counts, probabilities, assignments=assignments, tokens=tokens)
@@ -224,11 +225,15 @@ def _scores(rules: AlertRules, stats: RoutingStats) -> Iterator[Reading]:
 def _whole(stats: RoutingStats, total: int) -> bool:
     """Whether the counts are what tokens and K say, so that their balance can be judged."""
     expected = stats.tokens * stats.top_k
+    if stats.top_k == 0:  # tokens choose different numbers of experts
+        return total > 0
     return total > 0 and (stats.dropped > 0 or total + stats.out_of_range == expected)
 
 
 def _not_chance(stats: RoutingStats, count: int) -> bool:
+    # Where K varies, the next whole number above its mean: the bound is then too high, not too low.
+    choices = stats.top_k or -(-int(stats.tokens_per_expert.sum()) // max(1, stats.tokens))
     bound = chance_of_maximum(
-        count, stats.tokens, num_experts=stats.num_experts, top_k=max(1, stats.top_k)
+        count, stats.tokens, num_experts=stats.num_experts, top_k=min(stats.num_experts, choices)
     )
     return math.isfinite(bound) and bound < RARE

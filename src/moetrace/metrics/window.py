@@ -105,7 +105,7 @@ def window_metrics(
     Args:
         tokens_per_expert: Assignments per expert, shape ``(E,)``.
         tokens: Routed tokens, T.
-        top_k: Experts chosen per token, K.
+        top_k: Experts chosen per token, K; 0 where that varies.
         out_of_range: Assignments to an expert that does not exist.
         dropped: Assignments that a capacity limit threw away.
         scores: Sums of the router's scores, or None where it shows none.
@@ -148,7 +148,7 @@ def window_metrics(
             values["load_balancing_loss"] = routing_scores.load_balancing_loss(
                 tokens_per_expert,
                 scores.prob_sum,
-                assignments=tokens * top_k,
+                assignments=tokens * top_k if top_k else counted,
                 tokens=scores.tokens,
             )
         else:
@@ -195,7 +195,7 @@ def _broken_counts(
         return "nothing was routed"
     if tokens_per_expert.min() < 0:
         return f"found a count of {int(tokens_per_expert.min())}; counts start at 0"
-    if dropped == 0 and counted != expected:
+    if dropped == 0 and counted != expected and expected:
         return f"found {counted} assignments where tokens * top_k is {expected}"
     if not tokens_per_expert.any():
         return "no assignment reached an expert that exists"
@@ -203,6 +203,8 @@ def _broken_counts(
 
 
 def _no_null(counted: int, out_of_range: int, tokens: int, top_k: int, experts: int) -> str | None:
+    if top_k == 0:
+        return "the number of experts varies from token to token: no top-K choice to compare with"
     if counted != tokens * top_k:
         return f"found {counted} assignments after dropping; the floor needs all {tokens * top_k}"
     if out_of_range:

@@ -40,6 +40,10 @@ def choice_rule(block: nn.Module, gate: str, *, stated: int = 0) -> ChoiceRule:
     return rules.pop()
 
 
+_STILL_LOGITS = ("log_softmax", "logsigmoid", "tanh")
+"""Functions whose values are below 0 too; a capped logit is one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Returned:
     """What the source of a router says about the things it returns, by position.
@@ -87,8 +91,8 @@ def _kind(scores: Scores) -> str:
         return "" if scores is None else "other"
     if any(step.attribute for step in scores):
         return ""  # with a bias they decide, and are no probabilities
-    functions = {step.does for step in scores} & set(SCORES)
-    return "probabilities" if functions - {"log_softmax"} else "logits"
+    functions = [step.does for step in scores if step.does in SCORES]
+    return "logits" if not functions or functions[-1] in _STILL_LOGITS else "probabilities"
 
 
 def returns_one_value(function: Any) -> bool:

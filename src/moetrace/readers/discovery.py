@@ -74,6 +74,7 @@ class Site:
         rule: How the choice is computed again where nothing shows it, in words; empty where what
             the model itself uses is read.
         remedy: The reader that would make it readable, as Python text; empty where it is taken.
+        varies: Whether tokens may go to different numbers of experts, going by what it returns.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Site:
     gate: str = ""
     rule: str = ""
     remedy: str = ""
+    varies: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +236,9 @@ def _consider(core: Core, own: Sequence[Reader], declared: dict[type, int]) -> I
     if reader is not None and index is None and not isinstance(reader, LookupReader):
         if inner := inner_gate(module, num_experts):
             site, gate = replace(site, gate=inner), module.get_submodule(inner)
-        site = replace(site, scoring=_scoring_shown(module, num_experts, site))
+        scoring = _scoring_shown(module, num_experts, site)
+        varies = not site.top_k and not site.limited
+        site = replace(site, scoring=scoring, varies=varies)
     yield Found(site, core.hooked, reader, reader is None and bool(experts), gate)
 
 
@@ -255,7 +259,7 @@ def _gated(core: Core, block: nn.Module, rows: int | None, experts: int | None) 
     width = gate_width(core.module) or rows
     if not width or width != (experts or owned_experts(block)) or not _is_called_so(core):
         return 0
-    return 0 if _holds_experts(core.module) or chooses(core.module) else width
+    return 0 if _holds_experts(core.module) or chooses(core.module, width) else width
 
 
 def _bare(core: Core, block: nn.Module, num_experts: int) -> Found:

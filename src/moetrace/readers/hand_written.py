@@ -9,7 +9,7 @@ from torch import nn
 
 from moetrace.readers.bare_gate import BareGateReader, ExpertsCallReader
 from moetrace.readers.base import Reader
-from moetrace.readers.block_source import choice_rule, returns_one_value
+from moetrace.readers.block_source import choice_rule, returned_scores, returns_one_value
 from moetrace.readers.choice_rule import ChoiceRule, NoChoiceRule
 from moetrace.readers.structure import names_in, owned_experts
 from moetrace.readers.wrapping import class_of, unwrapped
@@ -104,7 +104,7 @@ def gate_width(module: nn.Module) -> int | None:
     return module.out_features if isinstance(module, nn.Linear) else None
 
 
-def chooses(module: nn.Module) -> bool:
+def chooses(module: nn.Module, num_experts: int) -> bool:
     """Whether a module may choose by itself, going by the names in its code and what it returns.
 
     False for an ``nn.Linear``, a sequence of layers, and a module of one's own that scores only.
@@ -114,7 +114,15 @@ def chooses(module: nn.Module) -> bool:
         _CHOOSING.search(name)
         for inner in own
         for name in names_in(class_of(inner).forward, class_of(inner))
-    ) or (module in own and not returns_one_value(class_of(module).forward))
+    ) or (module in own and not _only_scores(module, num_experts))
+
+
+def _only_scores(module: nn.Module, num_experts: int) -> bool:
+    """Whether a module of one's own returns one thing, and no scores that were cut off at 0."""
+    if not returns_one_value(class_of(module).forward):
+        return False
+    cut = "relu" in names_in(class_of(module).forward, class_of(module))
+    return not (cut and returned_scores(module, num_experts).others)
 
 
 def turns(module: nn.Module) -> bool:
