@@ -28,7 +28,7 @@ demo: $(VENV)/ready-to-run
 	@$(BIN)/moetrace demo
 
 test: lint wheel chromium
-	@$(BIN)/python -m pytest -q --doctest-modules src tests README.md docs
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --doctest-modules src tests README.md docs
 
 lint: $(VENV)/ready-to-test
 	$(BIN)/ruff format --check --quiet --exclude '*.md' .

@@ -25,12 +25,6 @@ class WorstLayer:
         self.seen.clear()
 
 
-class OneArgument:
-    """Not a sink: it cannot be closed."""
-
-    def write(self, snapshot: moetrace.Snapshot) -> None: ...
-
-
 class MyReader:
     """A reader is any class with these two methods."""
 
@@ -71,7 +65,6 @@ def train(model: nn.Module, loader: list[dict[str, Tensor]]) -> None:
 def wrong(model: nn.Module) -> None:
     moetrace.attach(model, every="10")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     moetrace.attach(model, None, 10)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
-    moetrace.attach(model, sinks=[OneArgument()])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
 
 
 def look(model: nn.Module) -> None:

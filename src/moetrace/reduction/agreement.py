@@ -157,7 +157,8 @@ class Agreement:
                 for index, name in enumerate(VECTORS)
             }
             start += len(VECTORS) * size
-            scalars = dict(zip(COUNTERS, sums[start : start + len(COUNTERS)].tolist(), strict=True))
+            numbers = sums[start : start + len(COUNTERS)].tolist()
+            scalars: dict[str, Any] = dict(zip(COUNTERS, numbers, strict=True))
             start += len(COUNTERS)
             routing.append(_stats(layer, vectors, scalars))
         return tuple(routing)

@@ -67,7 +67,7 @@ def _checked(name: str, declared: Any, entry: Any) -> Any:
     entry = restored(entry)
     if entry is None and type(None) in options:
         return None
-    if float in options and type(entry) in (int, float):
+    if float in options and isinstance(entry, int | float) and not isinstance(entry, bool):
         return float(entry)
     if type(entry) in options:
         if type(entry) is int and entry not in _INT64:
