@@ -119,7 +119,7 @@ def rows_of(sink):
 
 class TestConcepts:
     def test_usage(self):
-        """S1-50: counts of 100 assignments add up to 100, with a 0 for an expert never drawn."""
+        """S1-03, S1-11, S1-50: counts of 100 assignments add up to 100, with 0 where none fell."""
         assignments = torch.randint(0, 7, (50, 2))
         counts = track_expert_usage(assignments, 8)
         flat = assignments.flatten().tolist()
@@ -128,7 +128,7 @@ class TestConcepts:
         assert counts[7] == 0
 
     def test_entropy(self):
-        """S1-51: ln 8 for uniform rows, 0 for one-hot rows, and what a tracer's metric says."""
+        """S1-05, S1-12, S1-51: ln 8 for uniform rows, 0 for one-hot ones, and as a metric says."""
         assert calculate_routing_entropy(torch.full((4, 8), 0.125)) == pytest.approx(math.log(8))
         assert calculate_routing_entropy(torch.eye(8)) == pytest.approx(0.0, abs=1e-6)
         probs = torch.softmax(torch.randn(4, 8), dim=-1)
@@ -138,7 +138,7 @@ class TestConcepts:
         assert entropy == pytest.approx(routing_entropy(total, tokens=4), abs=1e-6)
 
     def test_load_balancing_loss(self):
-        """S1-52: 1 where all is even, 8 where one of 8 takes all, else what a metric says."""
+        """S1-06, S1-52: 1 where all is even, 8 where one takes all, else as a metric says."""
         even = calculate_load_balancing_loss(torch.full((8, 8), 0.125), torch.arange(8), 8)
         assert even.shape == ()
         assert even.item() == pytest.approx(1.0)
@@ -575,7 +575,7 @@ trainer.train()
 
 class TestPrograms:
     def test_a_loop_of_ones_own(self, run_folder, capsys):
-        """S1-02, S1-43, S1-55, S1-56: three epochs, rows at 100, 200 and at the end."""
+        """S1-02, S1-10, S1-43, S1-55, S1-56: three epochs, rows at 100, 200 and at the end."""
         names = {
             "model": copy.deepcopy(seeded("Qwen3Moe")),
             "train_dataloader": DataLoader(data(70), batch_size=1),

@@ -238,7 +238,7 @@ class TestUnchanged:
             assert [hook(gate, (hidden,), {}, output) for output in outputs] == [None] * 14
             with Passing():
                 assert hook(gate, (hidden,), {}, good) is None
-            for tracing in ("torch.compiler.is_exporting", "moetrace.probes.routing._is_tracing"):
+            for tracing in ("torch.compiler.is_exporting", "moetrace.probes.execution._is_tracing"):
                 with monkeypatch.context() as patched:
                     patched.setattr(tracing, lambda: True)
                     assert hook(gate, (hidden,), {}, good) is None

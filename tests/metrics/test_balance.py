@@ -62,7 +62,7 @@ class TestLiterals:
         assert {case[0] for case in marks.args[1]} == set(BALANCE)
 
     def test_cv_is_the_population_form(self):
-        """All on one of 8 experts is sqrt(7) = 2.6458, not the sample form's sqrt(8)."""
+        """S1-04: all on one of 8 experts is sqrt(7) = 2.6458, not the sample form's sqrt(8)."""
         assert round(metrics.load_cv(ONE_OF_EIGHT), 4) == 2.6458
 
 
