@@ -60,7 +60,9 @@ MUTANTS = (
         "tensor operations stand in the hook instead of one operator",
         PROBE,
         "add = count if plain else accumulate",
-        "add = count",
+        # in the first pass only: selective checkpointing then hands out another operator's value
+        "add = count\n        if torch._C._current_graph_task_id() == -1:\n"
+        "            (_detached(routing.logits_TE) @ torch.ones(8, 8)).sum()",
     ),
     Mutant(
         "padding is counted",
