@@ -169,7 +169,7 @@ def attach(
         placed.probes,
         [weakref.ref(module) for module in modules],
         placed.handles,
-        _meters(model, dict(zip((site.name for site in sites), modules, strict=True)), asked),
+        _meters(model, {item.site.name: item.router for item in found if item.reader}, asked),
         Places(model, [site.name for site in sites], [site.path for site in sites], modules),
         placed.receipts,
     )

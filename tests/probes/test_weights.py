@@ -12,6 +12,7 @@ from torch import nn
 
 import moetrace
 from moetrace.probes.weights import WeightMeter, WeightProbe, weights_of
+from tests.readers import hand_written
 from tests.tiny import batch, seeded
 
 
@@ -234,6 +235,17 @@ class TestInARun:
         assert second.weights[0].steps == 2
         assert second.weights[0].diff_norm > 0
         assert second.gradients
+
+    def test_a_gate_that_is_read_off_its_experts_is_followed_itself(self):
+        """Where the experts' call shows the choice, the weights are those of the gate."""
+        model = nn.Sequential(hand_written.Called())
+        with moetrace.attach(model, every=1, probes=[moetrace.WeightProbe()]) as tracer:
+            tracer.on_step_begin()
+            model(torch.randn(2, 5, hand_written.D))
+            tracer.on_step_end()
+            snapshot = tracer.flush()
+        (block,) = model
+        assert [item.shape for item in snapshot.weights] == [tuple(block.gate.weight.shape)]
 
     def test_training_is_bit_identical(self):
         """Weights after followed steps are those of steps without it, bit for bit."""

@@ -206,11 +206,8 @@ def _read(known: Iterable[Found], chosen: Iterable[nn.Module]) -> list[nn.Module
     for item in known:
         if item.reader is None:
             continue
-        module = item.module
-        if item.gate is not None and all(item.gate is not part for part in module.modules()):
-            module = item.gate  # read off its experts, which have no router's weights
-        if taken.isdisjoint(map(id, module.modules())):
-            found.append(module)
+        if taken.isdisjoint(map(id, item.router.modules())):
+            found.append(item.router)
     return found
 
 

@@ -118,6 +118,16 @@ class Found:
     receivers: tuple[nn.Module, ...] = ()
     doubt: int = 0
 
+    @property
+    def router(self) -> nn.Module:
+        """The module whose weights decide.
+
+        The hooked one, but for a gate whose choice is read off its experts: they have none of them.
+        """
+        if self.gate is None or any(self.gate is part for part in self.module.modules()):
+            return self.module
+        return self.gate
+
 
 def discover(model: nn.Module, *, readers: Iterable[Reader] | None = None) -> list[Site]:
     """What ``attach`` would trace in this model, and why each candidate was taken or left.
