@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from moetrace.accumulator import PackedWindow
+from moetrace.closed_window import ClosedWindow
 from moetrace.host_copy import HostCopies
 from moetrace.layout import AccumulatorLayout
 from moetrace.readers import Site
 from moetrace.sinks import MemorySink
-from moetrace.writer import ClosedWindow, Writer
+from moetrace.writer import Writer
 
 SITE = Site("mlp", "mlp.gate", "Router", "Reader", 2, 1, "softmax", (), True, "")
 IDENTITY = {"run_id": "run", "rank": 0, "attempt": 0}

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from moetrace.accumulator import Accumulators, PackedWindow
+from moetrace.closed_window import ClosedWindow
 from moetrace.host_copy import HostCopies
 from moetrace.ops import TracerState
 from moetrace.probe_stats import ProbeWindow
 from moetrace.probes import GradientMeter, Receipts, RoutingProbe, WeightMeter
 from moetrace.probes.places import Places
 from moetrace.snapshot import Snapshot
-from moetrace.writer import ClosedWindow, Writer
+from moetrace.writer import Writer
 
 __all__ = ["Recording", "device_of"]
 

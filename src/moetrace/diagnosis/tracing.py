@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from moetrace.closed_window import stats_of
 from moetrace.diagnosis.comparison import compared, received_of
 from moetrace.diagnosis.finding import Diagnosis, Finding, SiteState, worst_first
 from moetrace.diagnosis.health import check_health
@@ -28,7 +29,6 @@ from moetrace.readers import Site
 from moetrace.recording import Recording
 from moetrace.routing_stats import RoutingStats, merge_stats
 from moetrace.snapshot import Snapshot
-from moetrace.writer import stats_of
 
 __all__ = ["Attached", "diagnose"]
 
