@@ -1,7 +1,7 @@
 """The ``moetrace`` command: what was asked for; the work itself is done a floor below.
 
-Exit codes: 0 fine, 1 ``doctor`` found something worse than a note, 2 wrong use, said in one line on
-standard error.
+Exit codes: 0 fine, 1 ``doctor`` found something worse than a note or ``check`` a rule that does not
+hold, 2 wrong use, said in one line on standard error.
 """
 
 import argparse
@@ -79,6 +79,20 @@ def parser() -> argparse.ArgumentParser:
     report = _add(commands, "report", "one self-contained HTML page", _report)
     report.add_argument("run", metavar="RUN", help="folder of the run")
     report.add_argument("-o", "--out", help="file to write (default: RUN/report.html)")
+
+    check = _add(commands, "check", "hold rules against a run, for a pipeline", _check)
+    check.add_argument("run", metavar="RUN", help="folder of the run")
+    check.add_argument(
+        "--rules", metavar="FILE", action="append", default=[], help="TOML file of rules"
+    )
+    check.add_argument(
+        "--rule",
+        metavar="RULE",
+        action="append",
+        default=[],
+        help="a rule such as 'load_cv < 1.0', 'dead_experts == 0 after step 500'",
+    )
+    check.epilog = "Exit code 0 when every rule holds, 1 when one does not, 2 when one is no rule."
 
     sync = _add(
         commands, "sync", "replay a run into a sink, such as a tracker that was down", _sync
@@ -191,6 +205,24 @@ def _report(options: argparse.Namespace) -> int:
     else:
         print(printable(str(written), longest=LONGEST))
     return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from moetrace.check import check_run, parse_rule, read_rules, show_check
+    from moetrace.run import open_run
+
+    rules = [rule for file in options.rules for rule in read_rules(file)]
+    rules += [parse_rule(text) for text in options.rule]
+    run = open_run(options.run)
+    judgements = check_run(run, rules)
+    holds = all(judgement.holds for judgement in judgements)
+    if options.json:
+        told = [judgement.to_dict() for judgement in judgements]
+        record = {"run_id": run.run_id, "holds": holds, "rules": told}
+        _print_json({**record, "faults": list(run.faults)})
+    else:
+        show_check(judgements, faults=run.faults)
+    return 0 if holds else 1
 
 
 def _sync(options: argparse.Namespace) -> int:
