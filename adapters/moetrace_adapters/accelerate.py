@@ -17,6 +17,7 @@ from moetrace.settings import USUAL_RULES, Settings
 from moetrace.sinks.charts import Charts
 from moetrace.topology import Mesh, Topology
 from moetrace.tracer import Tracer
+from moetrace_adapters.clipping import measured_when_unscaled
 from moetrace_adapters.session import POINTER, Inbox, OnMissing, Session
 
 __all__ = ["AcceleratedTrace"]
@@ -104,6 +105,9 @@ class AcceleratedTrace:
             accelerator.register_save_state_pre_hook(self._saves),
             accelerator.register_load_state_pre_hook(self._loads),
         ]
+        self._uncover = measured_when_unscaled(
+            accelerator, lambda: self._session.do(lambda tracer: tracer.on_gradients())
+        )
 
     @property
     def tracer(self) -> Tracer | None:
@@ -114,8 +118,8 @@ class AcceleratedTrace:
     def accumulate(self, *models: nn.Module) -> Iterator[None]:
         """In place of ``accelerator.accumulate``: one micro-batch, and the step where it ends.
 
-        A micro-batch that raises gives its whole step up, with its earlier micro-batches; a step
-        that the gradient scaler skips is none. Both are kept as phase ``aborted``.
+        A micro-batch that raises gives its whole step up, with its earlier micro-batches: phase
+        ``aborted``. A step that the gradient scaler skips is none: phase ``skipped``.
         """
         with self._accelerator.accumulate(*models):
             if not self._in_step:
@@ -123,9 +127,10 @@ class AcceleratedTrace:
             self._in_step = False
             yield
             self._in_step = not self._accelerator.sync_gradients
-            if not self._in_step and not self._accelerator.optimizer_step_was_skipped:
-                self._step += 1
-                self._session.do(lambda tracer: tracer.on_step_end(self._step))
+            if not self._in_step:
+                skipped = self._accelerator.optimizer_step_was_skipped
+                self._step += not skipped
+                self._session.do(lambda tracer: tracer.on_step_end(self._step, skipped=skipped))
         self._session.do(lambda _: self._log())
 
     def close(self) -> None:
@@ -134,6 +139,7 @@ class AcceleratedTrace:
         self._session.do(lambda _: self._log())
         for handle in self._handles:
             handle.remove()
+        self._uncover()
 
     def __enter__(self) -> Self:
         return self

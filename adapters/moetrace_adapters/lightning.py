@@ -122,6 +122,12 @@ class MoETraceCallback(Callback):
             self._in_step = True
             self._session.do(lambda tracer: tracer.on_step_begin(self._step + 1))
 
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
+    ) -> None:
+        """Measure gradients: reduced, unscaled, not clipped. The first optimizer's of a batch."""
+        self._session.do(lambda tracer: tracer.on_gradients())
+
     def on_train_batch_end(
         self,
         trainer: Trainer,

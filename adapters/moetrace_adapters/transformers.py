@@ -1,13 +1,19 @@
 """moetrace in the Trainer of transformers and the trainers built on it, such as TRL's."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from moetrace.alerts import AlertRules
 from moetrace.compat.auxiliary_loss import AuxiliaryLoss
@@ -17,6 +23,7 @@ from moetrace.settings import USUAL_RULES, Settings
 from moetrace.topology import Mesh, Topology
 from moetrace.tracer import Tracer
 from moetrace_adapters.checkpoint import checkpoint_of
+from moetrace_adapters.clipping import measured_when_unscaled
 from moetrace_adapters.router_weights import RouterWeightTrackingCallback
 from moetrace_adapters.session import OnMissing, Session
 
@@ -86,6 +93,7 @@ class MoETraceCallback(TrainerCallback):
             strict=strict,
         )
         self._session = Session(settings, on_missing)
+        self._uncover: Callable[[], None] = lambda: None
         self._trial: tuple[Any, Any] | None = None
         self._trials = 0
 
@@ -118,11 +126,36 @@ class MoETraceCallback(TrainerCallback):
         """Begin an optimizer step; its micro-batches follow."""
         self._session.do(lambda tracer: tracer.on_step_begin(state.global_step + 1))
 
-    def on_step_end(
+    def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """End it; ``global_step`` counts it already."""
-        self._session.do(lambda tracer: tracer.on_step_end(state.global_step))
+        """Measure gradients as the optimizer gets them, where `before_clipping` has not."""
+        clipped = args.max_grad_norm > 0
+        self._session.do(lambda tracer: tracer.on_gradients(clipped=clipped))
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """End it; ``global_step`` counts it already, also where the gradient scaler skipped it."""
+        skipped = bool(getattr(optimizer, "step_was_skipped", False))
+        self._session.do(lambda tracer: tracer.on_step_end(state.global_step, skipped=skipped))
+
+    def before_clipping(self, trainer: Trainer) -> None:
+        """Measure this trainer's gradients before it clips them; callbacks only see them after.
+
+        Args:
+            trainer: The trainer that this callback was given to, before it trains. With
+                ``max_grad_norm=0`` nothing is clipped and this is not needed.
+        """
+        self._uncover()
+        self._uncover = measured_when_unscaled(
+            trainer.accelerator, lambda: self._session.do(lambda tracer: tracer.on_gradients())
+        )
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -237,12 +270,17 @@ class MoEMonitoringCallback(MoETraceCallback):
             self._handle = self._auxiliary.watch(model)
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
     ) -> None:
         """End the step."""
         if state.global_step % self.monitoring.log_every_n_steps == 0:
             self._session.do(lambda _: self._auxiliary.close_window(state.global_step))
-        super().on_step_end(args, state, control, **kwargs)
+        super().on_step_end(args, state, control, optimizer, **kwargs)
 
     def on_log(
         self,

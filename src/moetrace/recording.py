@@ -137,14 +137,14 @@ class Recording:
             if self.step % self._every == 0:
                 self.close_windows()
 
-    def measure_gradients(self, scale: Tensor | float | None) -> None:
+    def measure_gradients(self, scale: Tensor | float | None, measured: str) -> None:
         """The gradients of the open step are complete: take their norms."""
         meters = [meter for meter in self._meters if isinstance(meter, GradientMeter)]
         if not meters or self._state.skipping or self._asleep():
             return
         with self._lock:
             for meter in meters:
-                meter.measure(scale=scale)
+                meter.measure(scale=scale, measured=measured)
 
     def enter_phase(self, name: str) -> None:
         """What runs from here on belongs to the phase ``name``."""
@@ -239,6 +239,14 @@ class Recording:
         with self._lock:
             return [sums.cpu().numpy() for sums in self._accumulators.open()]
 
+    def unread(self) -> list[tuple[int, int, str]]:
+        """Routers that ran and were not read: position, forwards, and why the first was not."""
+        return [
+            (index, probe.unread, probe.unread_because)
+            for index, probe in enumerate(self._probes)
+            if probe.unread
+        ]
+
     @contextmanager
     def paused(self) -> Iterator[Callable[[], Tensor | None]]:
         """Count nothing inside; the padding mask that was there is there again afterwards.
@@ -267,6 +275,8 @@ class Recording:
             health["masks_not_applied"] = self._state.misfits
         if self._state.errors:
             health["errors"] = sum(self._state.errors.values())
+        if unread := sum(probe.unread for probe in self._probes):
+            health["unread"] = unread
         if self._places is not None and self._places.lost:
             health["lost_layers"] = len(self._places.lost)
         return health
@@ -382,6 +392,12 @@ class Recording:
         if self._state.errors:
             worst = self._state.errors.most_common(1)[0][0]
             self.say(f"a router could not be counted: {worst}; training is not affected")
+        if unread := self.unread():
+            more = f" and {len(unread) - 1} more" if len(unread) > 1 else ""
+            self.say(
+                f"a router{more} ran and was not counted: {unread[0][2]}; print(tracer.doctor()) "
+                "names it, docs/readers.md has the three lines of a reader for it"
+            )
         return self.told()
 
     def _look_for_lost(self) -> None:

@@ -92,20 +92,21 @@ class Tracer:
         if self._strict:
             self._raise_noted()
 
-    def on_gradients(self, *, scale: Tensor | float | None = None) -> None:
+    def on_gradients(self, *, scale: Tensor | float | None = None, clipped: bool = False) -> None:
         """Say that this step's gradients are complete: after its last backward, before clipping.
 
         Their norms are taken per block and group of parameters; without
-        ``probes=[GradientProbe()]`` at `attach` this does nothing.
+        ``probes=[GradientProbe()]`` at `attach` this does nothing. The first call in a step counts.
 
         Args:
             scale: What the gradients are still multiplied with. Under a gradient scaler either call
                 this after ``scaler.unscale_(optimizer)``, or give its factor.
+            clipped: They may be clipped already; the record then says ``"at_step"``.
 
         Cost: one fused norm over all gradients and some ten small operations; no sync.
         """
         with self._barrier():
-            self._recording.measure_gradients(scale)
+            self._recording.measure_gradients(scale, "at_step" if clipped else "pre_clip")
 
     def tokens(self, mask: Tensor | None = None) -> AbstractContextManager[None]:
         """Say which tokens are real where the model gets no ``attention_mask`` of its own.
