@@ -58,13 +58,15 @@ class TestWindows:
         assert spans == [(1, 2, 2), (3, 4, 2), (5, 5, 1)]
 
     def test_sums_micro_batches(self, model, sink):
-        """All forwards of a step are in its window."""
+        """E3: steps of one to eight forwards: all forwards of a step are in its window."""
         with moetrace.attach(model, every=1, sinks=[sink]) as tracer:
-            tracer.on_step_begin()
-            for _ in range(3):
-                model(hidden())
-            tracer.on_step_end()
-        assert counts(sink.snapshots[0]) == [6, 3, 3, 0]
+            for micro_batches in range(1, 9):
+                tracer.on_step_begin()
+                for _ in range(micro_batches):
+                    model(hidden())
+                tracer.on_step_end()
+        expected = [[2 * n, n, n, 0] for n in range(1, 9)]
+        assert [counts(snapshot) for snapshot in sink.snapshots] == expected
 
     def test_takes_the_users_step_number(self, model, sink):
         """After a resume the steps go on from the number that the user gives."""
