@@ -9,6 +9,7 @@ from torch import nn
 
 from moetrace.diagnosis.decision import Decision
 from moetrace.diagnosis.finding import Finding
+from moetrace.diagnosis.health import UNREAD
 from moetrace.diagnosis.receipt import Receipt
 from moetrace.diagnosis.structure import replaced_forward
 from moetrace.diagnosis.windows import MANY_DROPPED
@@ -149,7 +150,7 @@ def _not_reached(model: nn.Module, witnesses: Sequence[Witness]) -> list[Finding
                 "not-read",
                 "error",
                 f"its router ran and nothing was read: {witness.unread}",
-                "write a reader of three lines for it (readers=[...]), see docs/doctor.md",
+                UNREAD,
             )
         elif witness.blocks_ran:
             why = replaced_forward(model, witness.site.path) or "its block computes without it"

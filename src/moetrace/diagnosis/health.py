@@ -5,7 +5,9 @@ from typing import Any
 
 from moetrace.diagnosis.finding import Finding
 
-__all__ = ["check_health"]
+__all__ = ["UNREAD", "check_health"]
+
+UNREAD = "write a reader of three lines for it (readers=[...]), see docs/readers.md"
 
 _FINDINGS = {
     "errors": (
@@ -13,6 +15,12 @@ _FINDINGS = {
         "error",
         "{} forwards could not be counted",
         "the log names the exception; a reader of your own is the usual cause",
+    ),
+    "unread": (
+        "not-read",
+        "error",
+        "{} forwards of routers ran and could not be read: they are in no count",
+        UNREAD,
     ),
     "masks_not_applied": (
         "mask-not-applied",

@@ -8,8 +8,8 @@ from moetrace.printable import span_text
 __all__ = ["check_ended", "check_silence", "part_of"]
 
 REASONS = (
-    "their forward did not run, was replaced by a kernel library, or was compiled elsewhere; "
-    "tracer.doctor(inputs) runs one forward and says which"
+    "their forward did not run, was replaced by a kernel library or compiled elsewhere, or their "
+    "reader reads nothing in it; tracer.doctor(inputs) runs one forward and says which"
 )
 
 

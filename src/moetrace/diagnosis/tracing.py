@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from moetrace.closed_window import stats_of
 from moetrace.diagnosis.comparison import compared, received_of
 from moetrace.diagnosis.finding import Diagnosis, Finding, SiteState, worst_first
-from moetrace.diagnosis.health import check_health
+from moetrace.diagnosis.health import UNREAD, check_health
 from moetrace.diagnosis.near_misses import check_near_misses, grouped
 from moetrace.diagnosis.silence import check_silence
 from moetrace.diagnosis.structure import (
@@ -78,7 +78,8 @@ def diagnose(
         *check_windows(windows, {item.site.name: item.site.top_k for item in attached.traced}),
         *(check_structure(model, attached.traced) if model is not None else ()),
         *trial,
-        *_silence(model, attached, counted, recording.step, witnesses),
+        *_unread(recording, attached),
+        *_silence(model, attached, counted, recording, witnesses),
         *check_health(_health(recording)),
         *_of_attach(attached),
         *_unmasked(model, stats.values(), inputs, witnesses),
@@ -157,15 +158,29 @@ def _of_attach(attached: Attached) -> list[Finding]:
     return findings
 
 
+def _unread(recording: Recording, attached: Attached) -> list[Finding]:
+    """Sites that ran in the training and were not read, one finding for those of one reason."""
+    unread = recording.unread()
+    findings = []
+    for why in dict.fromkeys(reason for _, _, reason in unread):
+        forwards = sum(number for _, number, reason in unread if reason == why)
+        sites = tuple(attached.traced[i].site.name for i, _, reason in unread if reason == why)
+        text = f"its router ran and {forwards:,} forwards were not counted: {why}"
+        findings.append(Finding("not-read", "error", text, UNREAD, sites))
+    return findings
+
+
 def _silence(
     model: nn.Module | None,
     attached: Attached,
     counted: set[str],
-    steps: int,
+    recording: Recording,
     witnesses: Sequence[Witness],
 ) -> list[Finding]:
-    """Silent sites that the trial has not explained, with the forward that was replaced, if any."""
+    """Silent sites that nothing has explained, with the forward that was replaced, if any."""
+    steps = recording.step
     explained = {witness.site.name for witness in witnesses if not witness.read}
+    explained |= {attached.traced[index].site.name for index, _, _ in recording.unread()}
     recorded = [item.site for item in attached.traced if item.recorded]
     names = [site.name for site in recorded if site.name not in explained]
     findings = check_silence(names, counted, steps=steps)

@@ -10,6 +10,7 @@ from moetrace.diagnosis.decision import Decision
 from moetrace.diagnosis.holders import holders_of
 from moetrace.diagnosis.receipt import Receipt, hooks_on
 from moetrace.readers import Reader, Site
+from moetrace.readers.described import described
 
 __all__ = ["Witness"]
 
@@ -91,21 +92,10 @@ class Witness:
             self.unread = f"its reader raised {type(error).__name__}: {error}"
             return
         if routing is None:
-            self.unread = f"its reader reads nothing from an output of {_described(output)}"
+            self.unread = f"its reader reads nothing from an output of {described(output)}"
             return
         try:
             self.decision.add(routing, mask_T)
             self.read += 1
         except Exception as error:
             self.unread = f"its routing cannot be counted: {type(error).__name__}: {error}"
-
-
-def _described(output: Any) -> str:
-    if isinstance(output, Tensor):
-        kind = str(output.dtype).removeprefix("torch.")
-        return f"{kind}[{', '.join(map(str, output.shape))}]"
-    if isinstance(output, dict):
-        return "{" + ", ".join(f"{key}: {_described(v)}" for key, v in output.items()) + "}"
-    if isinstance(output, tuple | list):
-        return f"({', '.join(map(_described, output))})"
-    return type(output).__name__

@@ -99,7 +99,9 @@ def _fits(routing: Routing, mask_T: Tensor | None, num_experts: int) -> bool:
     ids, logits, weights, routing_map = routing
     if ids is None or logits is None or routing_map is not None or num_experts > _MOST_EXPERTS:
         return False
-    if ids.dtype not in _INTEGERS or logits.dtype not in _FLOATS or not ids.numel():
+    if ids.dtype not in _INTEGERS or logits.dtype not in _FLOATS:
+        return False
+    if not ids.dim() or not ids.numel():
         return False
     T = ids.numel() // ids.shape[-1]
     if logits.numel() != T * num_experts or logits.shape[-1] != num_experts:

@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 _MOST_FAILURES = 3
+_LONGEST = 300
 
 
 class Bin(IntEnum):
@@ -167,7 +168,7 @@ def count(
         if choice is None or choice.is_meta:
             return
         if mask_T is not None:
-            if mask_T.numel() * choice.shape[-1] == choice.numel():
+            if choice.dim() and mask_T.numel() * choice.shape[-1] == choice.numel():
                 mask_T = mask_T.reshape(-1).to(choice.device)
             else:
                 state.misfits += row != Bin.RECOMPUTED
@@ -183,7 +184,7 @@ def count(
             with state.lock:
                 accumulator.numpy()[row] += sums
     except Exception as error:
-        state.errors[f"{type(error).__name__}: {error}"] += 1
+        state.errors[_told(error)] += 1
         state.failures[accumulator.data_ptr()] += 1
         return
     if state.failures:
@@ -236,7 +237,13 @@ def hold(accumulator: Tensor, key: Tensor, logits_TE: Tensor, handle: int) -> No
         with torch.no_grad():
             state.held[_place(key)] = logits_TE.clone()
     except Exception as error:
-        state.errors[f"{type(error).__name__}: {error}"] += 1
+        state.errors[_told(error)] += 1
+
+
+def _told(error: Exception) -> str:
+    """The first line of an exception: torch may list all its backends below it."""
+    first = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first[:_LONGEST]}"
 
 
 def _fits(logits_TE: Tensor | None, choice: Tensor | None, num_experts: int) -> bool:

@@ -45,6 +45,7 @@ def routing_delta(
 
     Cost: about 60 small operations, the largest over ``(T, E)``; no host sync.
     """
+    _check(routing, num_experts)
     choice = _Choice(routing, num_experts)
     T = choice.tokens
     constants = _constants(choice.device)
@@ -86,12 +87,11 @@ class _Choice:
             bins_TK = torch.add(self._safe_ids_TK, outside_TK, alpha=num_experts)
             self._bins = bins_TK.reshape(-1)  # ids may come transposed
             self.tokens, self.device = int(ids_TK.shape[0]), ids_TK.device
-        elif self._map is not None:
+        else:
+            assert self._map is not None
             self._map = _rows(self._map)
             self._chosen_TE = self._map != 0
             self.tokens, self.device = int(self._map.shape[0]), self._map.device
-        else:
-            raise ValueError("a routing holds neither expert ids nor a routing map")
 
     def counted(self, real_T1: Tensor | None) -> tuple[Tensor, Tensor]:
         """Assignments per expert and the overflow bin ``(E + 1,)``, gate weights ``(E,)``."""
@@ -180,6 +180,37 @@ def log_scores(logits_TE: Tensor, scoring: str) -> Tensor:
     if scoring == "probabilities":
         return logits_TE.log()
     return logits_TE
+
+
+def _check(routing: Routing, num_experts: int) -> None:
+    """Refuse parts that do not fit together: a reader of the user's may return anything.
+
+    Raises:
+        ValueError: The ids are no integers or have no axis for the choices of a token, or weights,
+            scores or map are of another shape than they say.
+    """
+    ids, logits, weights, routing_map = routing
+    given = ids if ids is not None else routing_map
+    if given is None:
+        raise ValueError("a routing holds neither expert ids nor a routing map")
+    shape = tuple(given.shape)
+    if ids is not None:
+        if ids.dtype.is_floating_point or ids.dtype.is_complex or ids.dtype is torch.bool:
+            kind = str(ids.dtype).removeprefix("torch.")
+            raise ValueError(f"found expert ids of {kind}; they have to be integers")
+        of_one_token = ids.dim() == 1 and logits is not None and logits.numel() == num_experts
+        if ids.dim() < 2 and not of_one_token:
+            raise ValueError(f"found expert ids of shape {shape}; they need an axis for choices")
+        if weights is not None and weights.numel() != ids.numel():
+            raise ValueError(f"found weights of shape {tuple(weights.shape)} for ids of {shape}")
+    tokens = given.numel() // max(1, given.shape[-1])
+    for name, part in (("scores", logits), ("a map", routing_map)):
+        whole = part is None or part.shape[-1:].numel() == num_experts
+        if part is not None and not (whole and part.numel() == tokens * num_experts):
+            raise ValueError(
+                f"found {name} of shape {tuple(part.shape)} for {tokens} tokens and {num_experts} "
+                "experts"
+            )
 
 
 def _fixed_gates(weights: Tensor) -> Tensor:

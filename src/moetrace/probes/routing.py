@@ -6,15 +6,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moetrace.ops import TracerState, accumulate, count, expect, note_expected
+from moetrace.ops import TracerState, accumulate, count, counts_now, expect, note_expected
 from moetrace.probes.copies import Uncopied
 from moetrace.probes.execution import dispatch_modes, is_abstract, is_exported
 from moetrace.probes.frames import never_a_frame
 from moetrace.probes.gate import GateProbe
 from moetrace.readers import Reader
+from moetrace.readers.described import described
 from moetrace.routing import Routing
 
 __all__ = ["RoutingProbe"]
+
+_LONGEST = 300
+"""Characters of a reason."""
 
 
 class RoutingProbe(Uncopied):
@@ -34,6 +38,11 @@ class RoutingProbe(Uncopied):
         expected: Choices per expert that the reader has computed by a rule, to be held against what
             the experts receive; None where it reads what the model itself uses.
         gate: The hook that holds the logits for this one, where they show at another place.
+
+    Attributes:
+        unread: Forwards of which nothing was counted, since their routing could not be read; those
+            that a compiler has traced are not among them.
+        unread_because: Why the first of them was not.
     """
 
     def __init__(
@@ -53,6 +62,8 @@ class RoutingProbe(Uncopied):
         self.kind = kind
         self.expected = expected
         self.gate = gate
+        self.unread = 0
+        self.unread_because = ""
         self.handle = state.handle
 
     def __call__(
@@ -64,19 +75,27 @@ class RoutingProbe(Uncopied):
     ) -> None:
         """Count this forward. Cost: see `moetrace.ops.count`; returns None on every path.
 
-        Put before a forward it gets no output.
+        Put before a forward it gets no output. What cannot be read is noted, never raised.
         """
         if is_exported():
             return
+        traced = torch.compiler.is_compiling()
         try:
             routing = self.reader.read(module, args, kwargs, output)
-        except Exception:
-            return  # shows as a site that never fired; a user's reader must not end the training
-        if routing is None:
+            if isinstance(routing, Routing) and _choice_of(routing) is not None:
+                self._count(module, routing, traced=traced)
+                return
+        except Exception as error:  # a reader of the user's must not end the training
+            if not traced and counts_now(self.handle):
+                self._note(f"its reader raised {type(error).__name__}: {error}")
             return
+        # A traced forward leaves nothing behind in Python: there it shows as a silent site.
+        if not traced and counts_now(self.handle):
+            self._note(self.unread_because or self._reason(args, kwargs, output, routing))
+
+    def _count(self, module: nn.Module, routing: Routing, *, traced: bool) -> None:
         # A dispatch mode (selective checkpointing, FakeTensor) has to see one operator and nothing
         # of what is inside it; without one the body is called directly, which saves 5 us.
-        traced = torch.compiler.is_compiling()
         plain = not traced and dispatch_modes() == 0
         if not plain and not traced and is_abstract(_choice_of(routing)):
             return
@@ -97,6 +116,22 @@ class RoutingProbe(Uncopied):
         if self.expected is not None and routing.topk_expert_ids_TK is not None:
             note = note_expected if plain else expect
             note(self.expected, routing.topk_expert_ids_TK, self.handle)
+
+    def _reason(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any, routing: Any
+    ) -> str:
+        if isinstance(routing, Routing):
+            return "its reader returned a Routing with neither expert ids nor a map"
+        if routing is not None:
+            return f"its reader returned {described(routing)} where a Routing or None belongs"
+        if getattr(self.reader, "before_forward", False):
+            called_with = described((*args, *kwargs.values()))
+            return f"its reader reads nothing from a call with {called_with}"
+        return f"its reader reads nothing from an output of {described(output)}"
+
+    def _note(self, why: str) -> None:
+        self.unread += 1
+        self.unread_because = self.unread_because or why.splitlines()[0][:_LONGEST]
 
     def _mask_of_kind(self, routing: Routing) -> Tensor | None:
         """The real ones of this kind's tokens: the first or the last of the mask by kind."""

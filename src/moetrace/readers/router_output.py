@@ -79,7 +79,11 @@ class RouterReader:
         rule of the logits.
         """
         items = items_of(output)
-        tensors = [item for item in items if isinstance(item, Tensor) and item.dim() >= 1]
+        tensors = [
+            item
+            for item in items
+            if isinstance(item, Tensor) and item.layout is torch.strided and item.dim() >= 1
+        ]
         shown_TE = self._at(self.scores_index, items)
         by_ids = self._by_ids(tensors, hidden_of(args, kwargs), shown_TE)
         if by_ids is not None:
@@ -109,6 +113,8 @@ class RouterReader:
         ids = [item for item in integers if item.dim() >= 2]
         if not ids and hidden is not None:  # one expert per token, and no axis for it
             ids = [item for item in integers if item.shape == hidden.shape[:-1]]
+        if len(ids) > 1:  # a tensor over the experts may be of integers too: ids have weights
+            ids = [item for item in ids if item.shape[-1] != self.num_experts]
         if len(ids) != 1:
             return None
         weights = [
