@@ -87,7 +87,7 @@ class TestCounted:
             diagnosis = stepped(tracer)
         assert line(diagnosis, "silent").startswith(
             "error silent: blocks.0, blocks.1: no site counted anything in 2 steps -> their "
-            "forward did not run, was replaced by a kernel library, or was compiled elsewhere; "
+            "forward did not run, was replaced by a kernel library or compiled elsewhere, or their "
         )
 
     def test_one_silent_router_is_told_from_a_part(self) -> None:
