@@ -3,14 +3,14 @@
 import functools
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch import nn
 
 from moetrace.readers.bare_gate import ExpertsCallReader
 from moetrace.readers.base import Reader
 from moetrace.readers.block_source import Returned, returned_scores
-from moetrace.readers.capacity import choices_by_name, is_limited, limit_of
+from moetrace.readers.capacity import is_limited, limit_of
 from moetrace.readers.hand_written import (
     CHOICE_READER,
     bare_gate,
@@ -23,6 +23,17 @@ from moetrace.readers.hand_written import (
 from moetrace.readers.lookup import MOST_ROWS, LookupReader, looked_up_experts
 from moetrace.readers.modality import kind_of
 from moetrace.readers.router_output import RouterReader
+from moetrace.readers.site import (
+    COUNT_ATTRIBUTES,
+    OWN_CHOICE_ATTRIBUTES,
+    Found,
+    Site,
+    choice_of,
+    number_stated,
+    site_of,
+    with_one_gate,
+    with_unique_names,
+)
 from moetrace.readers.structure import (
     PLAIN_LAYERS,
     declared_routers,
@@ -36,12 +47,9 @@ from moetrace.readers.structure import (
 from moetrace.readers.unread import grouped_gate, unread_experts
 from moetrace.readers.wrapping import Core, class_of, cores, unwrapped, user_name
 
-__all__ = ["Found", "Site", "discover", "find_routers"]
+__all__ = ["discover", "find_routers"]
 
 _TELLING_NAMES = ("router", "gate", "gating")
-_COUNT_ATTRIBUTES = ("num_experts", "n_routed_experts", "num_local_experts", "n_experts")
-_CHOICE_ATTRIBUTES = ("top_k", "num_experts_per_tok", "moe_top_k", "num_selected_experts")
-_OWN_CHOICE_ATTRIBUTES = (*_CHOICE_ATTRIBUTES, "topk", "top_n", "moe_topk", "k")
 _CALLED_SO = re.compile(r"rout|gat(e|ing)|expert|moe|switch|mixture|select|choice", re.IGNORECASE)
 _RANKS_ATTRIBUTES = ("ep_size", "world_size")
 
@@ -49,84 +57,6 @@ _RANKS_ATTRIBUTES = ("ep_size", "world_size")
 _router_reader = functools.lru_cache(maxsize=None)(RouterReader)
 _lookup_reader = LookupReader()
 _experts_call_reader = functools.lru_cache(maxsize=None)(ExpertsCallReader)
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """One candidate for a router, found at attach.
-
-    Attributes:
-        name: Dotted name of its MoE block, as the user knows it.
-        path: Dotted path of the router module inside the model that was searched.
-        router: Class name of the router module.
-        reader: Class name of the reader that reads it, empty where there is none.
-        num_experts: E, 0 where unknown.
-        top_k: K as the router states it, 0 where it does not.
-        scoring: How its logits become probabilities, a name in `moetrace.layout.SCORINGS`.
-        aliases: Further names under which the same module hangs in the model.
-        taken: Whether ``attach`` traces it.
-        reason: Why it was taken or left, in words.
-        limited: Whether it shows only what a capacity limit has left of its choice.
-        kind: The kind of token, 0 for text or 1 for images, that alone comes to it; None where all
-            tokens do.
-        gate: Name of the gate inside the router, whose logits are taken where the router returns
-            none; empty where there is no such gate.
-        rule: How the choice is computed again where nothing shows it, in words; empty where what
-            the model itself uses is read.
-        remedy: The reader that would make it readable, as Python text; empty where it is taken.
-        varies: Whether tokens may go to different numbers of experts, going by what it returns.
-    """
-
-    name: str
-    path: str
-    router: str
-    reader: str
-    num_experts: int
-    top_k: int
-    scoring: str
-    aliases: tuple[str, ...]
-    taken: bool
-    reason: str
-    limited: bool = False
-    kind: int | None = None
-    gate: str = ""
-    rule: str = ""
-    remedy: str = ""
-    varies: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A candidate with its module, and the reader that reads it where it is taken.
-
-    Attributes:
-        site: What is said of it.
-        module: What the reader is put on.
-        reader: Reads it, or None where it is left.
-        missed: Whether there are experts here which nothing counts.
-        gate: The module that returns the logits, where that is another one.
-        receivers: The listed experts whose rows its rule is held against.
-        doubt: Of several candidates in one block the one with the least is taken: 0 for a router
-            module, 1 for a bare gate whose block shows what it does with it, more for others.
-    """
-
-    site: Site
-    module: nn.Module
-    reader: Reader | None
-    missed: bool = False
-    gate: nn.Module | None = None
-    receivers: tuple[nn.Module, ...] = ()
-    doubt: int = 0
-
-    @property
-    def router(self) -> nn.Module:
-        """The module whose weights decide.
-
-        The hooked one, but for a gate whose choice is read off its experts: they have none of them.
-        """
-        if self.gate is None or any(self.gate is part for part in self.module.modules()):
-            return self.module
-        return self.gate
 
 
 def discover(model: nn.Module, *, readers: Iterable[Reader] | None = None) -> list[Site]:
@@ -154,16 +84,16 @@ def find_routers(model: nn.Module, readers: Sequence[Reader]) -> list[Found]:
     modules = list(cores(model))
     for core in modules:
         found += _consider(core, readers, declared)
-    found = _with_one_gate(found)
+    found = with_one_gate(found)
     candidates = {id(item.module) for item in found}
     claimed = [path for core in modules if id(core.hooked) in candidates for path in core.paths]
     for core, experts, reason, countable in unread_experts(modules, claimed):
         if takes_a_choice(core.module):
             reason = f"holds {experts} experts and is called with their ids and weights"
-            site = _site(core, _experts_call_reader(experts), experts, reason, limited=False)
+            site = site_of(core, _experts_call_reader(experts), experts, reason, limited=False)
             found.append(Found(site, core.hooked, _experts_call_reader(experts)))
             continue
-        site = _site(core, None, experts, reason, limited=False)
+        site = site_of(core, None, experts, reason, limited=False)
         site = replace(site, remedy=CHOICE_READER if countable else "")
         found.append(Found(site, core.hooked, None, missed=True))
     taken = [f"{item.site.path}." for item in found if item.site.taken]
@@ -173,20 +103,20 @@ def find_routers(model: nn.Module, readers: Sequence[Reader]) -> list[Found]:
         replace(item, site=replace(item.site, kind=kind_of(model, item.site.path)))
         for item in found
     ]
-    return _with_unique_names(found)
+    return with_unique_names(found)
 
 
 def _consider(core: Core, own: Sequence[Reader], declared: dict[type, int]) -> Iterator[Found]:
     module, block = core.module, core.block
     rows = expert_rows(module)
     experts = _experts_beside(core, rows)
-    if experts and rows != experts and _stated(module, ("num_gates", *_COUNT_ATTRIBUTES)):
+    if experts and rows != experts and number_stated(module, ("num_gates", *COUNT_ATTRIBUTES)):
         rows = experts if expert_columns(module) == experts else rows
     index = next((declared[base] for base in type(module).__mro__ if base in declared), None)
     reader = next((reader for reader in own if reader.matches(module)), None)
     if reader is None and isinstance(module, PLAIN_LAYERS):
         rows = None
-    num_experts = rows or experts or _stated(module, _COUNT_ATTRIBUTES)
+    num_experts = rows or experts or number_stated(module, COUNT_ATTRIBUTES)
     name = user_name(core.paths[0]).rpartition(".")[2]
     telling = name.lower() in _TELLING_NAMES
     if reader is not None:
@@ -241,7 +171,7 @@ def _consider(core: Core, own: Sequence[Reader], declared: dict[type, int]) -> I
     limited = reader is not None and is_limited(module)
     if limited:
         reason += "; it shows what a capacity limit has left, the rest is counted as dropped"
-    site = _site(core, reader, num_experts, reason, limited=limited)
+    site = site_of(core, reader, num_experts, reason, limited=limited)
     gate = None
     if reader is not None and index is None and not isinstance(reader, LookupReader):
         if inner := inner_gate(module, num_experts):
@@ -250,18 +180,6 @@ def _consider(core: Core, own: Sequence[Reader], declared: dict[type, int]) -> I
         varies = not site.top_k and not site.limited
         site = replace(site, scoring=scoring, varies=varies)
     yield Found(site, core.hooked, reader, reader is None and bool(experts), gate)
-
-
-def _with_one_gate(found: Sequence[Found]) -> list[Found]:
-    """The candidates without the gates of blocks that have a better one.
-
-    A linear layer beside experts may have as many outputs as there are experts by chance.
-    """
-    least: dict[str, int] = {}
-    for item in found:
-        if item.reader is not None:
-            least[item.site.name] = min(item.doubt, least.get(item.site.name, item.doubt))
-    return [item for item in found if item.doubt <= least.get(item.site.name, item.doubt)]
 
 
 def _gated(core: Core, block: nn.Module, rows: int | None, experts: int | None) -> int:
@@ -274,11 +192,11 @@ def _gated(core: Core, block: nn.Module, rows: int | None, experts: int | None) 
 
 def _bare(core: Core, block: nn.Module, num_experts: int) -> Found:
     """A gate that returns bare logits, with the way in which its block is read, if any."""
-    stated = _stated(block, _OWN_CHOICE_ATTRIBUTES)
+    stated = number_stated(block, OWN_CHOICE_ATTRIBUTES)
     how = bare_gate(block, core.module, num_experts, top_k=stated)
     reason = f"returns bare logits of {num_experts} experts; {how.reason}"
     site = replace(
-        _site(core, how.reader, num_experts, reason, limited=False),
+        site_of(core, how.reader, num_experts, reason, limited=False),
         top_k=how.rule.top_k if how.rule else stated,
         scoring=(how.rule.scoring if how.rule else "") or _scoring_in(block),
         rule="" if how.rule is None or how.experts is not None else str(how.rule),
@@ -322,8 +240,8 @@ def _router(
     module: nn.Module, block: nn.Module | None, num_experts: int, index: int | None
 ) -> tuple[Reader | None, int]:
     """The reader of a router module and its E, counting a class that skips the experts."""
-    classes = _stated(module, ("num_router_classes",))
-    stated = _stated(module, _COUNT_ATTRIBUTES)
+    classes = number_stated(module, ("num_router_classes",))
+    stated = number_stated(module, COUNT_ATTRIBUTES)
     skips = classes > 0 and classes == stated + 1
     num_experts = classes if skips else num_experts
     if not num_experts:
@@ -332,7 +250,7 @@ def _router(
     shown = returned.probabilities if returned.logits is None else returned.logits
     reader = _router_reader(
         num_experts,
-        top_k=_choice(module, block),
+        top_k=choice_of(module, block),
         logits_index=index,
         skips=skips,
         limit=limit_of(module),
@@ -343,31 +261,11 @@ def _router(
     return reader, num_experts
 
 
-def _site(
-    core: Core, reader: Reader | None, num_experts: int, reason: str, *, limited: bool
-) -> Site:
-    names = [user_name(path) for path in core.paths]
-    blocks = list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
-    return Site(
-        name=blocks[0],
-        path=core.paths[0],
-        router=class_of(core.module).__name__,
-        reader=type(reader).__name__ if reader else "",
-        num_experts=num_experts,
-        top_k=_choice(core.module, core.block),
-        scoring=scoring_of(core.module),
-        aliases=tuple(blocks[1:]),
-        taken=reader is not None,
-        reason=reason,
-        limited=limited,
-    )
-
-
 def _experts_beside(core: Core, rows: int | None) -> int | None:
     """Experts of a module beside this one, those of all ranks where they are spread over some."""
     if core.block is None:
         return None
-    ranks = _stated(core.block, _RANKS_ATTRIBUTES)
+    ranks = number_stated(core.block, _RANKS_ATTRIBUTES)
     for name, sibling in core.block.named_children():
         sibling = unwrapped(sibling)
         if sibling is core.module:
@@ -375,7 +273,7 @@ def _experts_beside(core: Core, rows: int | None) -> int | None:
         named = "expert" in name.lower()
         if count := owned_experts(sibling) or (inner_experts(sibling) if named else None):
             return rows if ranks > 1 and rows == count * ranks else count
-        if named and rows and _stated(sibling, _COUNT_ATTRIBUTES) == rows:
+        if named and rows and number_stated(sibling, COUNT_ATTRIBUTES) == rows:
             return rows
     return None
 
@@ -390,8 +288,8 @@ def _is_called_so(core: Core) -> bool:
 
 def _states_a_choice(module: nn.Module, rows: int) -> bool:
     """Whether a module says itself that it chooses some of as many experts as it has rows."""
-    stated = _stated(module, _COUNT_ATTRIBUTES) == rows
-    return stated and 0 < _stated(module, _OWN_CHOICE_ATTRIBUTES) <= rows
+    stated = number_stated(module, COUNT_ATTRIBUTES) == rows
+    return stated and 0 < number_stated(module, OWN_CHOICE_ATTRIBUTES) <= rows
 
 
 def _holds_experts(module: nn.Module) -> bool:
@@ -408,27 +306,3 @@ def _is_table_of_experts(module: nn.Module, block: nn.Module) -> bool:
         return False
     tables = looked_up_experts(block)
     return tables is not None and tables[0] is module
-
-
-def _choice(module: nn.Module, block: nn.Module | None) -> int:
-    """K as the router states it, or else its block; 0 where neither does."""
-    stated = _stated(module, _OWN_CHOICE_ATTRIBUTES) or choices_by_name(module)
-    return stated or (_stated(block, _CHOICE_ATTRIBUTES) if block is not None else 0)
-
-
-def _stated(module: nn.Module, attributes: Sequence[str]) -> int:
-    for attribute in attributes:
-        value = getattr(module, attribute, None)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
-    return 0
-
-
-def _with_unique_names(found: Sequence[Found]) -> list[Found]:
-    names = [item.site.name for item in found if item.site.taken]
-    return [
-        replace(item, site=replace(item.site, name=user_name(item.site.path)))
-        if item.site.taken and names.count(item.site.name) > 1
-        else item
-        for item in found
-    ]
