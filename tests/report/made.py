@@ -26,6 +26,11 @@ class MadeRun:
     attempts: tuple[int, ...] = (0,)
     faults: tuple[str, ...] = ()
     finished: bool = True
+    said: Sequence[Mapping[str, Any]] = ()
+
+    def events(self) -> list[dict[str, Any]]:
+        """What happened."""
+        return [dict(event) for event in self.said]
 
     @property
     def phases(self) -> tuple[str, ...]:

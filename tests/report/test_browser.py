@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -11,11 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moetrace.metrics import rank_imbalance, rank_load
 from moetrace.report import render, write_report
 from moetrace.run import Run
 from moetrace.snapshot import Snapshot
 from tests.report.browser import Page
 from tests.report.made import MadeRun, drifting, manifest, recorded, stats, window
+from tests.report.test_alarms import event
+from tests.report.test_probes import gradient, weight
 
 HOSTILE = (
     "</script><img src=x onerror=globalThis.hacked=1>",
@@ -46,7 +50,7 @@ def page(run: Run, browser: Page, tmp_path: Path) -> Page:
 def opened(browser: Page, path: Path) -> Page:
     """The page, once its views stand."""
     browser.open(path)
-    browser.wait("!document.getElementById('views').hidden")
+    browser.wait("document.body.dataset.drawn === 'all'")
     return browser
 
 
@@ -58,11 +62,16 @@ def shown_run(browser: Page, tmp_path: Path, *history: Snapshot) -> Page:
 
 def table(page: Page) -> list[list[str]]:
     """The cells of the table of layers, as text."""
-    cells: list[list[str]] = page.run(
-        "[...document.querySelectorAll('#layers tbody tr')]"
+    return cells(page, "#layers")
+
+
+def cells(page: Page, selector: str) -> list[list[str]]:
+    """The cells of the body of a table, as text."""
+    found: list[list[str]] = page.run(
+        f"[...document.querySelectorAll('{selector} tbody tr')]"
         ".map(row => [...row.cells].map(cell => cell.textContent))"
     )
-    return cells
+    return found
 
 
 def readout(page: Page) -> tuple[str, int, float]:
@@ -103,7 +112,11 @@ class TestOpenedFromDisk:
         page.click("#heat")
         page.click(".u-over")
         page.click("#layers thead button")
-        page.run("document.querySelector('details').open = true")
+        page.click("#time")
+        page.click("#theme")
+        page.focus("#placement")
+        page.press("ArrowDown")
+        page.run("document.querySelectorAll('details').forEach(item => { item.open = true; })")
         assert page.requests() == [(tmp_path / "report.html").as_uri()]
         assert page.complaints() == []
 
@@ -122,8 +135,7 @@ class TestOpenedFromDisk:
         ):
             path = tmp_path / f"altered{at}.html"
             path.write_text(text.replace("</main>", f"{extra}</main>"), encoding="utf-8")
-            browser.open(path)
-            browser.wait("!document.getElementById('views').hidden")
+            opened(browser, path)
             assert browser.run("globalThis.hacked") is None
             assert browser.run("getComputedStyle(document.body).display") != "none"
             assert any(
@@ -244,7 +256,7 @@ class TestCurves:
     def test_names_the_worst_layers_beside_their_lines(self, page: Page, run: Run) -> None:
         """MaxVio: the three worst, the median and the noise floor, in the order of their ends."""
         tags = page.run(
-            "[...document.querySelectorAll('figure')].map(figure => "
+            "[...document.querySelectorAll('#curves figure')].map(figure => "
             "[...figure.querySelectorAll('.tags span')].map(tag => tag.textContent))"
         )
         worst = np.argsort(-run.metric("max_vio_excess")[-1])[:3]
@@ -268,7 +280,7 @@ class TestCurves:
         layers = (stats(f"l.{at}", load) for at, load in enumerate(loads))
         page = shown_run(browser, tmp_path, window(1, 1, *layers))
         plots = page.run(
-            "[...document.querySelectorAll('.u-over')].map(over => "
+            "[...document.querySelectorAll('#curves .u-over')].map(over => "
             "[[...over.querySelectorAll('.tags span')].map(tag => parseFloat(tag.style.top)),"
             " over.clientHeight])"
         )
@@ -286,6 +298,183 @@ class TestCurves:
         assert empty == ["No layer has this figure in this phase."] * 2
         assert table(page)[0][6] == "-"
         assert page.complaints() == []
+
+
+class TestSpread:
+    def test_percentiles_and_worst_layer_are_those_of_the_snapshot(
+        self, page: Page, run: Run
+    ) -> None:
+        """Each row as `Snapshot.spread` forms it; of routing entropy the lowest is the worst."""
+        last = run.snapshots()[-1]
+        rows = {row[0]: row[1:] for row in cells(page, "#spread")}
+        for title, metric, worst in (
+            ("load CV", "load_cv", "highest"),
+            ("MaxVio over its floor", "max_vio_excess", "highest"),
+            ("Gini", "load_gini", "highest"),
+            ("routing entropy (nats)", "routing_entropy", "lowest"),
+        ):
+            found = last.spread(metric, worst=worst)  # type: ignore[arg-type]
+            assert found is not None
+            *figures, name = rows[title]
+            expected = (found.p50, found.p75, found.p90, found.p95, found.worst)
+            assert [float(text) for text in figures] == pytest.approx(expected, abs=5.1e-4)
+            assert name == found.worst_layer
+
+
+class TestLayerInDepth:
+    def test_starts_at_the_worst_layer_and_follows_the_cursor_of_the_map(
+        self, page: Page, run: Run
+    ) -> None:
+        """The arrow keys of the map choose the layer; so does the menu."""
+        worst = int(run.metric("max_vio_excess")[-1].argmax())
+        assert page.run("document.getElementById('layer').selectedIndex") == worst
+        page.focus("#heat")
+        page.press("ArrowDown" if worst == 0 else "ArrowUp")
+        other = 1 if worst == 0 else worst - 1
+        assert page.run("document.getElementById('layer').value") == run.layers[other]
+        assert page.text("#time-readout").startswith(f"{run.layers[other]}, steps 391-400: half")
+        page.focus("#layer")
+        page.press("Home")
+        assert page.text("#time-readout").startswith(run.layers[0])
+        assert run.layers[0] in page.text("#ranks-said")
+
+    def test_sorted_load_gini_and_table_are_the_runs(self, page: Page, run: Run) -> None:
+        """Assignments from the heaviest expert down, each with its share and what is reached."""
+        at = page.run("document.getElementById('layer').selectedIndex")
+        counts, record = run.counts()[-1, at], run.snapshots()[-1].routing[at]
+        gini = page.text("#gini")
+        metrics = record.metrics()
+        assert gini == (
+            f"Gini {metrics['load_gini']:.3f}, by chance {metrics['load_gini_floor']:.3f}"
+        )
+        page.click("#depth-details summary")
+        page.wait("document.querySelectorAll('#experts tbody tr').length === 12")
+        rows = cells(page, "#experts")
+        order = np.argsort(-counts, kind="stable")
+        assert [row[0] for row in rows] == [f"expert {expert}" for expert in order]
+        assert [row[1] for row in rows] == [f"{counts[expert]:,}" for expert in order]
+        assert [float(row[2]) for row in rows] == pytest.approx(
+            counts[order] / counts.mean(), abs=5.1e-4
+        )
+        assert rows[-1][3] == "100.0 %"
+
+    def test_half_of_the_assignments_is_said_in_experts(
+        self, browser: Page, tmp_path: Path
+    ) -> None:
+        """Of 10, 6 and 2 and 2 of 20: the first alone has half; one of five is dead."""
+        page = shown_run(browser, tmp_path, window(1, 1, stats("mlp", [6, 10, 2, 0, 2])))
+        assert page.text("#time-readout") == (
+            "mlp, step 1: half of the assignments go to 1 of 5 experts; the heaviest, expert 1, "
+            "has 2.500 times its fair share; 1 got no token"
+        )
+
+    def test_the_picture_over_time_is_read_and_clicked(self, page: Page, run: Run) -> None:
+        """Third expert from the top, eleventh window from the left; a click goes there."""
+        at = page.run("document.getElementById('layer').selectedIndex")
+        page.click("#time", across=10.5 / 40, down=2.5 / 12)
+        assert page.text("#window") == "steps 101-110 (window 11 of 40)"
+        assert readout(page)[0] == f"{run.layers[at]}, expert 2, steps 101-110"
+        assert readout(page)[1] == run.counts()[10, at, 2]
+
+    def test_its_colours_are_those_of_the_map(self, page: Page, run: Run) -> None:
+        """The last column of the picture, top down, is the row of the layer in the last window."""
+        at = page.run("document.getElementById('layer').selectedIndex")
+        shown = page.run(
+            "(() => { const t = document.getElementById('time').getContext('2d'),"
+            "c = document.getElementById('heat'), h = c.getContext('2d');"
+            "return Array.from({ length: 12 }, (_, e) => ["
+            "t.getImageData(39, e, 1, 1).data.join(),"
+            f"h.getImageData((e + 0.5) * c.width / 12, ({at} + 0.5) * c.height / 5, 1, 1)"
+            ".data.join()]); })()"
+        )
+        assert all(over_time == in_map for over_time, in_map in shown)
+        assert len({over_time for over_time, _ in shown}) > 4
+
+    def test_of_very_many_experts_the_busiest_and_the_idlest_are_drawn(
+        self, browser: Page, tmp_path: Path
+    ) -> None:
+        """600 experts: 256 from either end, and the page says so."""
+        page = shown_run(browser, tmp_path, window(1, 1, stats("mlp", list(range(600)))))
+        assert page.run("document.getElementById('time').height") == 512
+        assert page.text("#time-note").startswith("of 600 experts the 256 with the most")
+
+
+class TestRanks:
+    @pytest.mark.parametrize("placement", ["contiguous", "striped"])
+    @pytest.mark.parametrize("ranks", [2, 8])
+    def test_loads_and_factor_are_those_of_the_metrics(
+        self, page: Page, run: Run, placement: str, ranks: int
+    ) -> None:
+        """Twelve experts on two or eight ranks, placed either way, over all layers."""
+        page.run(
+            f"for (const [id, value] of [['ranks', '{ranks}'], ['placement', '{placement}']]) {{"
+            "const choice = document.getElementById(id); choice.value = value;"
+            "choice.dispatchEvent(new Event('change')); }"
+        )
+        held = [e * ranks // 12 if placement == "contiguous" else e % ranks for e in range(12)]
+        counts = run.counts()[-1]
+        at = page.run("document.getElementById('layer').selectedIndex")
+        loads = rank_load(counts[at], placement=held, ranks=ranks)
+        rows = cells(page, "#rank-loads")
+        assert [row[2] for row in rows] == [f"{load:,}" for load in loads]
+        each = [rank_load(layer, placement=held, ranks=ranks) for layer in counts]
+        factor = sum(load.max() for load in each) / sum(load.mean() for load in each)
+        found = re.search(r"over all layers that is ([\d.]+) times", page.text("#ranks-said"))
+        assert found is not None
+        assert float(found[1]) == pytest.approx(factor, abs=5.1e-4)
+        worst = max(rank_imbalance(layer, placement=held, ranks=ranks) for layer in counts)
+        assert f"at worst {worst:.3f} times" in page.text("#ranks-said")
+
+
+class TestAlarmsOnTheSteps:
+    def test_a_bar_covers_the_steps_of_its_alert(self, browser: Page, tmp_path: Path) -> None:
+        """Steps 11 to 20 of 40: from a quarter to the half; one that holds reaches the end."""
+        history = [window(10 * n + 1, 10 * n + 10, stats("mlp", [5, 3])) for n in range(4)]
+        said = (
+            event("started", 11, 20),
+            event("ended", 11, 20),
+            event("started", 31, 40, layer="other"),
+        )
+        path = tmp_path / "report.html"
+        made = MadeRun({"train": history}, said=said)
+        path.write_text(render(made), encoding="utf-8")  # type: ignore[arg-type]
+        page = opened(browser, path)
+        bars = page.run(
+            "[...document.querySelectorAll('td.track i')].map(bar => "
+            "[bar.style.left, bar.style.width])"
+        )
+        assert bars == [["75%", "25%"], ["25%", "25%"]]
+        assert cells(page, ".alarms table")[0][:3] == ["hot experts", "step 31", "holds"]
+        assert cells(page, ".alarms table")[1][:3] == ["hot experts", "step 11", "step 20"]
+
+
+class TestProbes:
+    def test_are_drawn_where_they_were_recorded(self, browser: Page, tmp_path: Path) -> None:
+        """Weights by layer with the layers' colours, gradients by group with a name each."""
+        weights = (weight("l.0.mlp"), weight("l.1.mlp"))
+        gradients = (gradient("l.0", "router", 9.0), gradient("", "embed", 4.0))
+        history = [
+            replace(
+                window(n, n, stats("l.0.mlp", [9, 1]), stats("l.1.mlp", [5, 5])),
+                weights=weights,
+                gradients=gradients,
+            )
+            for n in (1, 2)
+        ]
+        page = shown_run(browser, tmp_path, *history)
+        tags = page.run(
+            "[...document.querySelectorAll('#probe-curves figure')].map(figure => "
+            "[figure.querySelector('b').textContent, "
+            "...[...figure.querySelectorAll('.tags span')].map(tag => tag.textContent).sort()])"
+        )
+        assert tags[0] == ["Router weight norm", "layer 0", "layer 1", "median"]
+        assert tags[-2] == ["Gradient norm of the routers", "layer 0"]
+        assert tags[-1] == ["Gradient norm by group", "embed", "router"]
+        assert page.complaints() == []
+
+    def test_stay_away_where_nothing_was_recorded(self, page: Page) -> None:
+        """No empty section."""
+        assert page.run("document.getElementById('probes').hidden") is True
 
 
 class TestTable:
@@ -457,7 +646,20 @@ class TestLook:
         assert seen[True][:2] == ["251,251,253,255", "37,40,46,255"]
         assert len({*seen[False], *seen[True]}) == 6
 
-    @pytest.mark.parametrize("width", [380, 768, 1600])
+    def test_the_button_turns_the_scheme_over(self, browser: Page, tmp_path: Path) -> None:
+        """A page that was sent to somebody can be read in the other scheme too."""
+        page = shown_run(browser, tmp_path, window(1, 1, stats("mlp", [0, 100, 400])))
+        pixel = (
+            "[...document.getElementById('heat').getContext('2d')"
+            ".getImageData(5, 5, 1, 1).data].slice(0, 3).join()"
+        )
+        before = page.run(pixel)
+        page.click("#theme")
+        after = page.run(pixel)
+        page.click("#theme")
+        assert [before, after, page.run(pixel)] == ["21,23,27", "251,251,253", "21,23,27"]
+
+    @pytest.mark.parametrize("width", [390, 768, 2560])
     def test_never_scrolls_sideways(self, page: Page, width: int) -> None:
         """From a phone to a wide screen only the map and the tables scroll, in their own boxes."""
         page.look(width=width)
@@ -481,4 +683,9 @@ class TestLook:
             ("application", "Heatmap of load over fair share, layers by experts"),
             ("heading", "Load over fair share"),
             ("columnheader", "noise floor"),
+            ("combobox", "layer"),
+            ("combobox", "ranks"),
+            ("combobox", "placement"),
+            ("heading", "Alerts"),
+            ("button", "Dark / light"),
         } <= found

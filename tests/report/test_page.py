@@ -1,6 +1,7 @@
 import base64
 import hashlib
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import pytest
 
 from moetrace.report import render, write_report
-from tests.report.made import MadeRun, drifting, manifest, stats, window
+from tests.report.made import MadeRun, drifting, manifest, recorded, stats, window
+from tests.report.test_alarms import event
 
 
 class Skeleton(HTMLParser):
@@ -106,6 +108,7 @@ class TestHostileText:
                             "sites": [site],
                         },
                         faults=(word,),
+                        said=[event("started", 1, 1, layer=word, message=word)],
                     )
                 )
             )
@@ -189,6 +192,36 @@ class TestFacts:
             "<td>mlp</td><td>Qwen3MoeTopKRouter</td><td>standard</td><td>softmax</td><td>2</td>",
         ):
             assert row in page
+
+    def test_says_what_the_tracer_had_to_report_and_what_to_do(self) -> None:
+        """Its state is told in words where something is to be known, and as it is beside them."""
+        troubled = replace(window(1, 10, stats("mlp", [6, 2])), health={"errors": 3})
+        page = render(MadeRun({"train": [troubled]}))
+        assert "<dt>tracer in train</dt><dd>3 forwards could not be counted: the log" in page
+        assert "<dt>its state in train</dt><dd>errors 3</dd>" in page
+        assert "<dt>tracer in train</dt><dd>nothing to report</dd>" in render(small())
+
+    def test_says_what_the_run_takes_on_disk_and_how_fast_it_went(self, tmp_path: Path) -> None:
+        """Bytes of the folder per window, and seconds per step by the clock."""
+        history = [
+            replace(window(10 * n + 1, 10 * n + 10, stats("mlp", [6, 2])), wall_time=100.0 + 5 * n)
+            for n in range(3)
+        ]
+        page = render(recorded(tmp_path / "run", *history))
+        size = sum(item.stat().st_size for item in (tmp_path / "run").rglob("*") if item.is_file())
+        assert f"{size / 3000:,.1f} kB per window" in page
+        assert "<dt>pace</dt><dd>0.5 s per step by the clock" in page
+
+
+class TestAlarmsOnThePage:
+    def test_six_are_seen_and_the_others_one_click_away(self) -> None:
+        """Nine alerts: six rows, then a summary that says how many more."""
+        said = [event("started", n, n, layer=f"l.{n}") for n in range(1, 10)]
+        page = render(small(said=said))
+        first, _, more = page.partition("<details><summary>3 more alerts</summary>")
+        assert first.count('<tr class="open">') == 6
+        assert more.count('<tr class="open">') == 3
+        assert "None was recorded." in render(small())
 
 
 class TestSize:

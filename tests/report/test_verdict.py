@@ -2,6 +2,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from moetrace.report.advice import ADVICE
 from moetrace.report.verdict import Finding, verdict
 from moetrace.report.windows import layers_of, tabulate
 from moetrace.snapshot import Snapshot
@@ -65,6 +66,20 @@ class TestBalance:
             "MaxVio of mlp is 0.920 where chance alone gives 0.025; it has been beyond chance "
             "since steps 11-20, and at least half as far over the floor since steps 31-40."
         )
+
+    def test_the_headline_says_since_when_it_has_half_of_its_excess(self) -> None:
+        """The step to look at is where it went wrong, not where chance was first exceeded."""
+        history = [
+            window(1, 10, stats("mlp", [270, 250, 240, 240])),
+            window(11, 20, stats("mlp", [940, 20, 20, 20])),
+            window(21, 30, stats("mlp", [970, 10, 10, 10])),
+        ]
+        (first, *_) = judged(history)
+        assert first.text == (
+            "mlp has been far out of balance since steps 11-20: expert 0 takes 97.0% of the "
+            "assignments, 3.88 times its fair share, in steps 21-30."
+        )
+        assert first.advice == ADVICE["collapse"]
 
     def test_says_that_it_has_been_worse(self) -> None:
         """A layer that recovers is told with the window in which it was worst."""
@@ -158,3 +173,57 @@ class TestEntropy:
         """A router that shows no logits has no routing entropy, and not one of 0."""
         history = [window(1, 1, stats("mlp", [5, 5], scoring="none"))]
         assert "No routing entropy: no layer shows its router's logits." in texts(history, "note")
+
+
+class TestSilentLayer:
+    def test_is_named_with_the_first_window_without_a_token(self) -> None:
+        """Two layers route, one of them stops after step 10."""
+        history = [
+            window(1, 10, stats("a", [50, 50]), stats("b", [50, 50])),
+            window(11, 20, stats("a", [50, 50]), stats("b", [0, 0])),
+            window(21, 30, stats("a", [50, 50]), stats("b", [0, 0])),
+        ]
+        (first, *rest) = judged(history)
+        assert first == Finding(
+            "bad",
+            "1 layer routes no token any more while others do: b since steps 11-20.",
+            ADVICE["silent"],
+        )
+        assert not [item for item in rest if "b has no balance figure" in item.text]
+
+    def test_needs_another_layer_that_goes_on(self) -> None:
+        """A window without any token says nothing about one layer."""
+        history = [
+            window(1, 10, stats("a", [50, 50]), stats("b", [50, 50])),
+            window(11, 20, stats("a", [0, 0]), stats("b", [0, 0])),
+        ]
+        assert not [item for item in judged(history) if "no token any more" in item.text]
+
+
+class TestFallingEntropy:
+    def test_names_the_layer_whose_entropy_more_than_halved(self) -> None:
+        """Of two layers b falls from 2 to 0.5 nats; it passes 1.25, the middle, in steps 21-30."""
+        falls = (2.0, 1.9, 1.0, 0.5)
+        history = [
+            window(
+                10 * at + 1,
+                10 * at + 10,
+                stats("a", [50, 50], entropy=2.0),
+                stats("b", [50, 50], entropy=entropy),
+            )
+            for at, entropy in enumerate(falls)
+        ]
+        (found,) = [item for item in judged(history) if item.text.startswith("Routing entropy of")]
+        assert found == Finding(
+            "warn",
+            "Routing entropy of b fell from 2.000 to 0.500 nats (-75%), half of it by steps 21-30.",
+            ADVICE["certain"],
+        )
+
+    def test_keeps_quiet_above_half_of_the_first_value(self) -> None:
+        """A training sharpens its routers: from 2 to 1.2 nats is told for the median alone."""
+        history = [
+            window(1, 10, stats("a", [50, 50], entropy=2.0)),
+            window(11, 20, stats("a", [50, 50], entropy=1.2)),
+        ]
+        assert not [item for item in judged(history) if "Routing entropy of" in item.text]

@@ -1,12 +1,19 @@
-// Four curves over the steps: all layers in grey, the median dark, the worst coloured and named.
+// Curves over the steps: all layers in grey, the median dark, the worst coloured and named.
 
 const CURVES = [
   { metric: "load_cv", floor: "load_cv_floor", title: "Load CV", unit: "standard deviation over mean" },
   { metric: "max_vio", floor: "max_vio_floor", title: "MaxVio", unit: "heaviest expert over the mean, less 1" },
-  { metric: "routing_entropy", title: "Routing entropy", unit: "nats, mean per token" },
+  { metric: "routing_entropy", low: true, title: "Routing entropy", unit: "nats, mean per token" },
   { metric: "load_balancing_loss", title: "Load-balancing loss", unit: "1 is even, no coefficient" },
 ];
+const WEIGHT_CURVES = [
+  { metric: "norm", title: "Router weight norm", unit: "Euclidean, at the end of the window" },
+  { metric: "update_ratio", low: true, title: "Update of the router per step", unit: "change over norm; 1e-3 is usual" },
+  { metric: "drift", title: "Drift since the run began", unit: "distance over the first norm" },
+  { metric: "row_norm_cv", title: "Spread of the experts' rows", unit: "standard deviation over mean of their norms" },
+];
 const TALL = 210;
+const MANY = 12; // layers from which the 90th percentile is drawn too
 
 // The value of a colour variable as a canvas understands it.
 function colour(name) {
@@ -18,101 +25,90 @@ function colour(name) {
   return value;
 }
 
-function quantile50(values) {
-  const known = values.filter((value) => value !== null).sort((a, b) => a - b);
+// Linear interpolation between neighbours, as numpy does it.
+function quantile(values, q) {
+  const known = values.filter((value) => value !== null && !Number.isNaN(value)).sort((a, b) => a - b);
   if (!known.length) return null;
-  const middle = known.length >> 1;
-  return known.length % 2 ? known[middle] : (known[middle - 1] + known[middle]) / 2;
+  const at = q * (known.length - 1), low = Math.floor(at), high = Math.ceil(at);
+  return known[low] + (known[high] - known[low]) * (at - low);
 }
 
-class Curves {
-  constructor(layers, onWindow) {
-    this.layers = layers;
-    this.onWindow = onWindow;
-    this.plots = [];
-    const root = document.getElementById("curves");
-    this.figures = CURVES.map((curve) => {
-      const figure = document.createElement("figure");
-      const caption = document.createElement("figcaption");
-      const title = document.createElement("b"), unit = document.createElement("span");
-      title.textContent = curve.title;
-      unit.textContent = curve.unit;
-      caption.append(title, " ", unit);
-      const body = document.createElement("div");
-      body.className = "plot";
-      const note = document.createElement("p");
-      note.className = "hover";
-      figure.append(caption, body, note);
-      root.append(figure);
-      return { figure, body, note };
-    });
-    this.root = root;
-    new ResizeObserver(() => this.phase && this.wide !== root.clientWidth && this.draw()).observe(root);
-  }
+function quantiles(columns, rows, q) {
+  return Array.from({ length: rows }, (_, row) => quantile(columns.map((column) => column[row]), q));
+}
 
-  // Colours by layer position, for the worst layers of a phase.
-  static colours(phase) {
-    return new Map(phase.worst.map((at, rank) => [at, colour(`worst-${rank + 1}`)]));
-  }
+function columnOf(values, rows, count, at) {
+  return Array.from({ length: rows }, (_, row) => {
+    const value = values[row * count + at];
+    return Number.isNaN(value) ? null : value;
+  });
+}
 
-  show(phase, window) {
-    if (phase !== this.phase) {
-      this.phase = phase;
-      this.window = window;
-      this.draw();
+// Colours by layer position, for the worst layers of a phase.
+function worstColours(phase) {
+  return new Map(phase.worst.map((at, rank) => [at, colour(`worst-${rank + 1}`)]));
+}
+
+// The lines of one figure over all layers: grey ones first, so that the named ones lie on top.
+function layerLines(phase, columns, { floors, low }) {
+  const rows = phase.spans.length, worst = worstColours(phase), lines = [], tagged = new Set();
+  const values = columns.map((column) => column.values);
+  const soft = colour("quiet"), ink = colour("ink");
+  for (const { label, layer, values } of columns)
+    if (!worst.has(layer)) lines.push({ label, values, stroke: soft, width: 1 });
+  if (floors) {
+    const floor = quantiles(floors, rows, 0.5);
+    lines.push({ label: "noise floor", values: floor, stroke: ink, width: 1.5, dash: [5, 4], tag: "noise floor" });
+  }
+  if (columns.length >= MANY) {
+    const name = low ? "p10" : "p90", tail = quantiles(values, rows, low ? 0.1 : 0.9);
+    lines.push({ label: `${name} of the layers`, values: tail, stroke: ink, width: 1.25, dash: [2, 3], tag: name });
+  }
+  if (columns.length > 1)
+    lines.push({ label: "median", values: quantiles(values, rows, 0.5), stroke: ink, width: 1.75, tag: "median" });
+  for (const [layer, stroke] of [...worst].reverse())
+    for (const column of columns.filter((item) => item.layer === layer)) {
+      const tag = tagged.has(layer) ? undefined : layerTag(column.short);
+      tagged.add(layer);
+      lines.push({ label: column.label, values: column.values, stroke, width: 2, tag });
     }
+  return lines;
+}
+
+// One figure: a caption, a plot, and what lies under the pointer.
+class Chart {
+  constructor(root, { title, unit }, onWindow) {
+    this.onWindow = onWindow;
+    const figure = document.createElement("figure"), caption = document.createElement("figcaption");
+    const head = document.createElement("b"), remark = document.createElement("span");
+    head.textContent = title;
+    remark.textContent = unit;
+    caption.append(head, " ", remark);
+    this.body = document.createElement("div");
+    this.body.className = "plot";
+    this.note = document.createElement("p");
+    this.note.className = "hover";
+    figure.append(caption, this.body, this.note);
+    root.append(figure);
+  }
+
+  draw(phase, window, lines) {
+    this.plot?.destroy();
+    this.plot = null;
+    this.phase = phase;
     this.window = window;
-    for (const plot of this.plots) if (plot) this.markWindow(plot);
-  }
-
-  draw() {
-    this.wide = this.root.clientWidth;
-    for (const plot of this.plots) plot?.destroy();
-    this.plots = CURVES.map((curve, at) => this.plot(curve, this.figures[at]));
-  }
-
-  column(metric, layer) {
-    const count = this.layers.length, values = this.phase.metrics[metric];
-    return this.phase.spans.map((_, row) => {
-      const value = values[row * count + layer];
-      return Number.isNaN(value) ? null : value;
-    });
-  }
-
-  median(columns) {
-    return this.phase.spans.map((_, row) => quantile50(columns.map((column) => column[row])));
-  }
-
-  plot(curve, { body, note }) {
-    body.replaceChildren();
-    note.textContent = "";
-    const columns = this.layers.map((_, at) => this.column(curve.metric, at));
-    if (columns.every((column) => column.every((value) => value === null))) {
+    this.body.replaceChildren();
+    this.note.textContent = "";
+    if (!lines.some(({ values }) => values.some((value) => value !== null))) {
       const empty = document.createElement("p");
       empty.className = "empty";
       empty.textContent = "No layer has this figure in this phase.";
-      body.append(empty);
-      return null;
+      this.body.append(empty);
+      return;
     }
-    const single = this.phase.spans.length === 1;
-    const lines = [];
-    const line = (label, values, stroke, width, more = {}) =>
-      lines.push({ label, values, stroke, width, ...more });
-    const worst = Curves.colours(this.phase);
-    columns.forEach((values, at) => {
-      if (!worst.has(at)) line(this.layers[at].name, values, colour("quiet"), 1);
-    });
-    if (curve.floor) {
-      const floors = this.layers.map((_, at) => this.column(curve.floor, at));
-      line("noise floor", this.median(floors), colour("ink"), 1.5, { dash: [5, 4], tag: "noise floor" });
-    }
-    if (this.layers.length > 1) line("median", this.median(columns), colour("ink"), 1.75, { tag: "median" });
-    [...worst].reverse().forEach(([at, stroke]) =>
-      line(this.layers[at].name, columns[at], stroke, 2, { tag: layerTag(this.layers[at].short) }));
-    const axis = { stroke: colour("soft"), grid: { stroke: colour("line"), width: 1 }, ticks: { show: false } };
-    const font = `11px ${getComputedStyle(document.body).fontFamily}`;
+    const single = phase.spans.length === 1, font = plotFont();
     const plot = new uPlot({
-      width: body.clientWidth,
+      width: this.body.clientWidth,
       height: TALL,
       padding: [8, 92, 0, 0],
       legend: { show: false },
@@ -123,8 +119,8 @@ class Curves {
       },
       focus: { alpha: 0.45 },
       axes: [
-        { ...axis, font, size: 28, space: 60, values: (_, ticks) => ticks.map((v) => (v % 1 ? "" : `${v}`)) },
-        { ...axis, font, size: 48, space: 32 },
+        { ...axisLook(), font, size: 28, space: 60, values: (_, ticks) => ticks.map((v) => (v % 1 ? "" : `${v}`)) },
+        { ...axisLook(), font, size: 52, space: 32, values: (_, ticks) => ticks.map(tickText) },
       ],
       series: [{}, ...lines.map(({ label, stroke, width, dash }) => ({
         label, stroke, width, dash, points: { show: single, size: 6, fill: stroke },
@@ -136,16 +132,16 @@ class Curves {
           const marker = document.createElement("div");
           marker.className = "now";
           u.over.append(marker);
-          this.markWindow(u);
+          this.plot = u;
+          this.mark(this.window);
         }],
-        setSeries: [(u, at) => this.name(u, at, note)],
-        setCursor: [(u) => u.cursor.idx == null && (note.textContent = "")],
+        setSeries: [(u, at) => this.name(u, at)],
+        setCursor: [(u) => u.cursor.idx == null && (this.note.textContent = "")],
       },
-    }, [this.phase.spans.map((span) => span[1]), ...lines.map((item) => item.values)], body);
+    }, [phase.spans.map((span) => span[1]), ...lines.map((item) => item.values)], this.body);
     // not plot.cursor: right after a scroll that still counts from where the plot was
     plot.over.addEventListener("click", (event) =>
       this.onWindow(plot.posToIdx(event.clientX - plot.over.getBoundingClientRect().left)));
-    return plot;
   }
 
   // Names beside the ends of the lines, pushed apart where they would lie on each other.
@@ -171,18 +167,85 @@ class Curves {
     plot.over.append(box);
   }
 
-  name(plot, at, note) {
+  name(plot, at) {
     const index = plot.cursor.idx;
     if (at == null || index == null) return;
     const value = plot.data[at][index];
-    note.textContent = value == null ? "" :
+    this.note.textContent = value == null ? "" :
       `${plot.series[at].label}: ${value.toPrecision(4)} at ${steps(this.phase.spans[index])}`;
   }
 
-  markWindow(plot) {
-    const marker = plot.over.querySelector(".now");
-    if (marker) marker.style.left = `${plot.valToPos(this.phase.spans[this.window][1], "x")}px`;
+  mark(window) {
+    this.window = window;
+    const marker = this.plot?.over.querySelector(".now");
+    if (marker) marker.style.left = `${this.plot.valToPos(this.phase.spans[window][1], "x")}px`;
   }
+}
+
+// A grid of charts; `lines` says for a phase what each of them shows.
+class Charts {
+  constructor(root, kinds, lines, onWindow) {
+    this.kinds = kinds;
+    this.lines = lines;
+    this.charts = kinds.map((kind) => new Chart(root, kind, onWindow));
+    new ResizeObserver(() => this.phase && this.wide !== root.clientWidth && this.draw()).observe(root);
+    this.root = root;
+  }
+
+  show(phase, window) {
+    this.window = window;
+    if (phase !== this.phase) {
+      this.phase = phase;
+      this.draw();
+    } else for (const chart of this.charts) chart.mark(window);
+  }
+
+  draw() {
+    this.wide = this.root.clientWidth;
+    this.charts.forEach((chart, at) =>
+      chart.draw(this.phase, this.window, this.lines(this.phase, this.kinds[at])));
+  }
+}
+
+function balanceLines(layers) {
+  return (phase, { metric, floor, low }) => {
+    const rows = phase.spans.length, count = layers.length;
+    const of = (name) => layers.map((_, at) => columnOf(phase.metrics[name], rows, count, at));
+    const columns = of(metric).map((values, at) =>
+      ({ values, layer: at, label: layers[at].name, short: layers[at].short }));
+    return layerLines(phase, columns, { floors: floor && of(floor), low });
+  };
+}
+
+function probeColumns(phase, key, metric, layers) {
+  const { columns, metrics } = phase[key];
+  return columns.map(({ layer, name }, at) => ({
+    values: columnOf(metrics[metric], phase.spans.length, columns.length, at),
+    layer, label: name, short: layers[layer]?.short ?? name,
+  }));
+}
+
+// Weights by layer; gradients of the routers by layer, those of all groups each in its own colour.
+function probeLines(layers) {
+  return (phase, { metric, low, from = "weights" }) => {
+    if (!phase[from]) return [];
+    const columns = probeColumns(phase, from, metric, layers);
+    if (from !== "groups") return layerLines(phase, columns, { low });
+    return columns.map(({ values, label }, at) =>
+      ({ values, label, tag: label, stroke: colour(`group-${1 + (at % 7)}`), width: 1.75 }));
+  };
+}
+
+function plotFont() {
+  return `11px ${getComputedStyle(document.body).fontFamily}`;
+}
+
+function axisLook() {
+  return { stroke: colour("soft"), grid: { stroke: colour("line"), width: 1 }, ticks: { show: false } };
+}
+
+function tickText(value) {
+  return value !== 0 && Math.abs(value) < 1e-3 ? value.toExponential() : String(+value.toPrecision(6));
 }
 
 function layerTag(short) {

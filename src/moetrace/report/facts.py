@@ -5,14 +5,17 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from moetrace.diagnosis.health import check_health
 from moetrace.printable import span_text
+from moetrace.report.advice import ADVICE
 from moetrace.report.names import shown
+from moetrace.report.probes import untrained
 from moetrace.report.verdict import Finding
 from moetrace.report.windows import Windows
 from moetrace.run import Run
 from moetrace.snapshot import Snapshot
 
-__all__ = ["SITE_COLUMNS", "counters", "facts", "sites", "tiles"]
+__all__ = ["SITE_COLUMNS", "counters", "facts", "probe_findings", "sites", "tiles"]
 
 SITE_COLUMNS = (
     "site",
@@ -44,11 +47,12 @@ def facts(run: Run, histories: Mapping[str, Sequence[Snapshot]]) -> Facts:
         ("window", f"every {shown(manifest.get('every', '?'))} steps"),
         ("versions", _pairs(manifest.get("versions"))),
     ]
-    rows += [
-        (f"health ({shown(phase)})", _pairs(history[-1].health))
-        for phase, history in histories.items()
-        if history and history[-1].health
-    ]
+    rows += _cost(run, histories)
+    for phase, history in histories.items():
+        health = history[-1].health if history else {}
+        said = "; ".join(f"{item.found}: {item.advice}" for item in check_health(health))
+        rows.append((f"tracer in {shown(phase)}", shown(said) if said else "nothing to report"))
+        rows.append((f"its state in {shown(phase)}", _pairs(health)))
     rows += [("fault", shown(fault)) for fault in run.faults] or [("faults", "none")]
     return [(label, text) for label, text in rows if text]
 
@@ -70,11 +74,12 @@ def tiles(windows: Windows) -> list[tuple[str, str, str]]:
     rows = []
     if not np.isnan(excess).all():
         worst = int(np.nanargmax(excess))
+        floor = windows.metrics["max_vio_floor"][-1, worst]
         rows.append(
             (
                 "worst MaxVio",
                 f"{windows.metrics['max_vio'][-1, worst]:.3f}",
-                f"noise floor {windows.metrics['max_vio_floor'][-1, worst]:.3f}",
+                f"noise floor {floor:.3f}, in {shown(windows.layers[worst].name)}",
             )
         )
     dead = windows.metrics["dead_experts"][-1]
@@ -108,10 +113,54 @@ def counters(snapshots: Iterable[Snapshot]) -> list[Finding]:
         "dropped": ("note", "assignments were dropped by a capacity limit"),
     }
     return [
-        Finding(tone, f"{totals[name]:,} {text}: {first[name]}.")
+        Finding(tone, f"{totals[name]:,} {text}: {first[name]}.", ADVICE[name])
         for name, (tone, text) in texts.items()
         if totals[name]
     ]
+
+
+def probe_findings(history: Sequence[Snapshot]) -> list[Finding]:
+    """What the router weights and the gradients of a phase say, where they were recorded."""
+    found = []
+    still = untrained(history[-1])
+    if still:
+        where = span_text(history[-1].first_step, history[-1].last_step)
+        noun = "router tensor" if len(still) == 1 else "router tensors"
+        text = f"{len(still)} trainable {noun} did not change in {where}: {shown(still[0].layer)}"
+        more = " first." if len(still) > 1 else "."
+        found.append(Finding("warn", text + more, ADVICE["untrained"]))
+    for window in history:
+        bad = [record for record in window.gradients if record.nonfinite]
+        if bad:
+            where = span_text(window.first_step, window.last_step)
+            text = f"Gradients were NaN or infinite, first in {where} ({shown(bad[0].group)})."
+            found.append(Finding("bad", text, ADVICE["gradients"]))
+            break
+    return found
+
+
+def _cost(run: Run, histories: Mapping[str, Sequence[Snapshot]]) -> Facts:
+    """What keeping the run takes: bytes on disk, and of how many windows."""
+    try:
+        size = sum(item.stat().st_size for item in run.path.rglob("*") if item.is_file())
+    except OSError:
+        return []
+    windows = sum(map(len, histories.values()))
+    if not size or not windows:
+        return []
+    ranks = f" of {len(run.ranks)} ranks" if len(run.ranks) > 1 else ""
+    text = f"{size / 1e6:,.2f} MB on disk, {size / windows / 1e3:,.1f} kB per window{ranks}"
+    return [("cost", text), *_pace(histories)]
+
+
+def _pace(histories: Mapping[str, Sequence[Snapshot]]) -> Facts:
+    """How fast the training went by the clock, tracer included."""
+    history = histories.get("train", ())
+    times = [(window.last_step, window.wall_time) for window in history if window.wall_time > 0]
+    if len(times) < 2 or times[-1][0] <= times[0][0] or times[-1][1] <= times[0][1]:
+        return []
+    seconds = (times[-1][1] - times[0][1]) / (times[-1][0] - times[0][0])
+    return [("pace", f"{seconds:.4g} s per step by the clock, between first and last window")]
 
 
 def _extent(phase: str, history: Sequence[Snapshot]) -> str:

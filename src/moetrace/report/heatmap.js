@@ -23,16 +23,35 @@ function ramp(theme) {
   });
 }
 
+// The theme that the page stands in: chosen by its button, or else the system's.
+function theme() {
+  const chosen = document.documentElement.style.colorScheme;
+  if (chosen) return chosen;
+  return matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+}
+
+function palette() {
+  return { colours: ramp(theme()), dead: rgb(DEAD[theme()]) };
+}
+
+function cellColour(count, fair, colours, dead) {
+  if (!count) return dead;
+  const log = Math.max(-CLIP, Math.min(CLIP, Math.log2(count / fair)));
+  return colours[Math.round(((log + CLIP) / (2 * CLIP)) * (STEPS - 1))];
+}
+
 class Heatmap {
-  constructor(layers, onCell) {
-    this.layers = layers;
-    this.onCell = onCell;
+  constructor(layers, { onCell, onPick }) {
+    Object.assign(this, { layers, onCell, onPick });
     this.most = Math.min(DRAWN, Math.max(1, ...layers.map((layer) => layer.experts)));
     this.canvas = document.getElementById("heat");
     this.cursor = document.getElementById("cursor");
     this.cell = null;
     this.canvas.addEventListener("pointermove", (event) => this.point(event));
-    this.canvas.addEventListener("pointerdown", (event) => this.point(event));
+    this.canvas.addEventListener("pointerdown", (event) => {
+      this.point(event);
+      this.onPick(this.cell.row);
+    });
     this.canvas.addEventListener("keydown", (event) => this.key(event));
     this.names();
     this.layout();
@@ -96,17 +115,18 @@ class Heatmap {
 
   draw() {
     if (!this.phase || !this.width) return;
-    const theme = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
-    const colours = ramp(theme), dead = rgb(DEAD[theme]);
+    const { colours, dead } = palette();
     const image = new ImageData(this.most, this.layers.length);
     this.layers.forEach((layer, row) => {
       const fair = fairShare(this.phase, this.window, layer);
       for (let expert = 0; expert < Math.min(layer.experts, DRAWN); expert++) {
         const count = countOf(this.phase, this.window, layer, expert);
         if (count === ABSENT || !fair) continue;
-        const log = Math.max(-CLIP, Math.min(CLIP, Math.log2(count / fair)));
-        const colour = count ? colours[Math.round(((log + CLIP) / (2 * CLIP)) * (STEPS - 1))] : dead;
-        image.data.set([...colour, 255], 4 * (row * this.most + expert));
+        const colour = cellColour(count, fair, colours, dead), at = 4 * (row * this.most + expert);
+        image.data[at] = colour[0];
+        image.data[at + 1] = colour[1];
+        image.data[at + 2] = colour[2];
+        image.data[at + 3] = 255;
       }
     });
     const small = new OffscreenCanvas(this.most, this.layers.length);
@@ -124,7 +144,7 @@ class Heatmap {
       context.clearRect(0, y - gap, this.canvas.width, gap);
     const sample = document.querySelector(".legend i");
     sample.style.background = `linear-gradient(90deg, ${colours.map((c) => `rgb(${c})`).join(",")})`;
-    document.querySelector(".legend .dead").style.background = DEAD[theme];
+    document.querySelector(".legend .dead").style.background = DEAD[theme()];
   }
 
   point(event) {
@@ -146,6 +166,7 @@ class Heatmap {
     if (!to || event.ctrlKey || event.altKey || event.metaKey) return;
     event.preventDefault();
     this.move(...to);
+    this.onPick(this.cell.row);
   }
 
   move(row, expert) {

@@ -1,4 +1,4 @@
-// Puts the views together: one phase and one window, shown by all of them.
+// Puts the views together: one phase, one window and one layer, shown by all of them.
 
 const PACE = 180; // milliseconds a window while playing
 
@@ -10,25 +10,90 @@ async function start() {
     layer.start = start;
     start += layer.experts;
   }
-  const phases = await Promise.all(report.phases.map(openPhase));
-  for (const phase of phases) phase.cellCount = start;
+  // The first phase is what is seen first; the others are unpacked behind it.
+  const first = { ...(await openPhase(report.phases[0])), cellCount: start };
   document.getElementById("views").hidden = false;
-  new Page(report.layers, phases);
+  const page = new Page(report.layers, [first, ...report.phases.slice(1)]);
+  await painted();
+  document.body.dataset.drawn = "first";
+  performance.mark("first draw");
+  page.more();
+  for (let at = 1; at < report.phases.length; at++)
+    page.phases[at] = { ...(await openPhase(report.phases[at])), cellCount: start };
+  page.choosePhase();
+  drawAlarms(page.phases);
+  await painted();
+  page.rest();
+  document.body.dataset.drawn = "all";
+  performance.mark("all drawn");
+}
+
+// Resolves when what was drawn so far is on the screen, or at once where nothing is painted.
+function painted() {
+  return new Promise((done) => {
+    const shown = () => setTimeout(done);
+    if (document.hidden) shown();
+    else requestAnimationFrame(shown);
+  });
 }
 
 class Page {
   constructor(layers, phases) {
     Object.assign(this, { layers, phases });
     this.slider = document.getElementById("step");
-    this.heatmap = new Heatmap(layers, (cell) => this.read(cell));
-    this.curves = new Curves(layers, (window) => this.go(window));
-    this.table = new LayerTable(layers);
-    this.choosePhase();
+    this.heatmap = new Heatmap(layers, {
+      onCell: (cell) => this.read(cell),
+      onPick: (layer) => this.pick(layer),
+    });
+    this.views = [this.heatmap];
     this.slider.addEventListener("input", () => this.go(this.slider.valueAsNumber));
     document.getElementById("play").addEventListener("click", () => this.play(!this.timer));
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.open(this.phase));
+    const button = document.getElementById("theme");
+    button.hidden = false;
+    button.addEventListener("click", () => this.turn());
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.repaint());
     document.getElementById("stem").textContent = stem(layers);
+    this.layer = phases[0].worst[0] ?? 0;
     this.open(phases[0]);
+  }
+
+  // What stands on the second screen, then what stands below it.
+  more() {
+    const go = (window) => this.go(window);
+    this.add(new Charts(document.getElementById("curves"), CURVES, balanceLines(this.layers), go));
+    this.add(new SpreadTable(this.layers));
+    this.table = new LayerTable(this.layers);
+    this.add(this.table);
+  }
+
+  rest() {
+    const go = (window) => this.go(window);
+    this.depth = new LayerDepth(this.layers, {
+      onWindow: go,
+      onCell: (layer, expert) => this.heatmap.move(layer, expert),
+    });
+    document.getElementById("layer").addEventListener("change", (event) => this.pick(event.target.selectedIndex));
+    this.add(this.depth);
+    this.depth.pick(this.layer);
+    this.ranks = new RankLoad(this.layers);
+    this.add({ show: (phase, window) => this.ranks.show(phase, window, this.layer) });
+    this.probes(go);
+  }
+
+  probes(go) {
+    const has = (key) => this.phases.some((phase) => phase[key]);
+    const kinds = [
+      ...(has("weights") ? WEIGHT_CURVES : []),
+      ...(has("routers") ? [{ from: "routers", metric: "norm", title: "Gradient norm of the routers", unit: "by block" }] : []),
+      ...(has("groups") ? [{ from: "groups", metric: "norm", title: "Gradient norm by group", unit: "of the whole model" }] : []),
+    ];
+    document.getElementById("probes").hidden = !kinds.length;
+    if (kinds.length) this.add(new Charts(document.getElementById("probe-curves"), kinds, probeLines(this.layers), go));
+  }
+
+  add(view) {
+    this.views.push(view);
+    view.show(this.phase, this.window);
   }
 
   choosePhase() {
@@ -40,19 +105,17 @@ class Page {
 
   open(phase) {
     this.play(false);
-    const again = phase === this.phase;
     this.phase = phase;
     const last = phase.spans.length - 1;
     this.slider.max = last;
     this.slider.disabled = document.getElementById("play").disabled = last === 0;
-    this.heatmap.mark(Curves.colours(phase));
+    this.heatmap.mark(worstColours(phase));
     const binned = document.getElementById("binned");
     binned.hidden = phase.recorded === phase.spans.length;
     binned.textContent = `To keep this file small, the ${phase.recorded} windows of the run are added up into ` +
       `${phase.spans.length} wider ones, and every figure is formed from those sums; the last window is as it was ` +
       "recorded. A wider window is more even, and so is its noise floor.";
-    if (again) this.curves.draw();
-    this.go(again ? Math.min(this.window, last) : last);
+    this.go(last);
   }
 
   go(window) {
@@ -62,9 +125,27 @@ class Page {
     const text = steps(phase.spans[window]);
     this.slider.setAttribute("aria-valuetext", `${phase.name}, ${text}`);
     document.getElementById("window").textContent = `${text} (window ${window + 1} of ${phase.spans.length})`;
-    this.heatmap.show(phase, window);
-    this.curves.show(phase, window);
-    this.table.show(phase, window);
+    for (const view of this.views) view.show(phase, window);
+  }
+
+  pick(layer) {
+    if (layer === this.layer) return;
+    this.layer = layer;
+    this.depth?.pick(layer);
+    this.ranks?.show(this.phase, this.window, layer);
+  }
+
+  turn() {
+    document.documentElement.style.colorScheme = theme() === "dark" ? "light" : "dark";
+    this.repaint();
+  }
+
+  repaint() {
+    this.heatmap.mark(worstColours(this.phase));
+    for (const view of this.views) {
+      view.draw?.();
+      view.show(this.phase, this.window);
+    }
   }
 
   play(on) {

@@ -13,7 +13,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TypeAlias
 
-from moetrace.report.facts import SITE_COLUMNS, counters, facts, sites, tiles
+from moetrace.report.advice import ADVICE
+from moetrace.report.alarms import SHOWN, Alarm, alarms
+from moetrace.report.facts import SITE_COLUMNS, counters, facts, probe_findings, sites, tiles
 from moetrace.report.names import shown
 from moetrace.report.payload import build
 from moetrace.report.verdict import Finding, verdict
@@ -28,8 +30,14 @@ __all__ = ["CAP", "render", "write_report"]
 CAP = 5_000_000
 """Most characters of a page (they are ASCII but for the names): beyond it, windows are added up."""
 
-SCRIPTS = ("decode.js", "heatmap.js", "curves.js", "table.js", "page.js")
+SCRIPTS = (
+    *("decode.js", "heatmap.js", "curves.js", "table.js"),
+    *("layer.js", "ranks.js", "alarms.js", "page.js"),
+)
 """The page's own script, in the order in which its parts need each other."""
+
+FIRST_ALARMS = 6
+"""Alerts that are seen at once; the others are one click away."""
 
 TONES = ("good", "note", "warn", "bad")
 """From the calmest to the most urgent."""
@@ -94,18 +102,25 @@ def _told(run: Run, histories: Histories, tables: Mapping[str, Windows]) -> dict
     main, *rest = _findings(run, histories, tables)
     first = next(iter(tables.values()), None)
     rows = sites(run.manifest)
+    found = alarms(run)
     return {
         "title": escape(f"moetrace: {shown(run.run_id)}"),
         "run": escape(shown(run.run_id)),
         "about": escape(shown(run.manifest.get("model", ""))),
         "tone": main.tone,
         "headline": escape(main.text),
-        "findings": _joined(f'<li class="{item.tone}">{escape(item.text)}</li>' for item in rest),
+        "advice": _advice(main, '<p class="advice"><b>To try:</b> {}</p>'),
+        "findings": _joined(
+            f'<li class="{item.tone}">{escape(item.text)}'
+            f"{_advice(item, '<small>To try: {}</small>')}</li>"
+            for item in rest
+        ),
         "tiles": _joined(
             f"<div><dt>{escape(label)}</dt>"
             f"<dd>{escape(value)} <small>{escape(remark)}</small></dd></div>"
             for label, value, remark in (tiles(first) if first else ())
         ),
+        "alarms": _alarms(found, list(histories)),
         "facts": _listed(facts(run, histories)),
         "site_columns": _cells(SITE_COLUMNS, "th"),
         "routers": "1 router traced" if len(rows) == 1 else f"{len(rows)} routers traced",
@@ -120,15 +135,58 @@ def _findings(run: Run, histories: Histories, tables: Mapping[str, Windows]) -> 
         found = [Finding("note", "This run holds no window yet: there is nothing to judge.")]
     else:
         phase, windows = next(iter(tables.items()))
-        found = [*verdict(windows), *counters(histories[phase])]
+        history = histories[phase]
+        found = [*verdict(windows), *counters(history), *probe_findings(history)]
         if phase != "train":
             found.append(
                 Finding("note", f"No train window: the verdict is about phase {shown(phase)}.")
             )
     if run.faults:
         count = "1 fault" if len(run.faults) == 1 else f"{len(run.faults)} faults"
-        found.append(Finding("warn", f"{count} in the run folder: {shown(run.faults[0])}."))
+        text = f"{count} in the run folder: {shown(run.faults[0])}."
+        found.append(Finding("warn", text, ADVICE["fault"]))
     return sorted(found, key=lambda item: -max(TONES.index(item.tone), TONES.index("note")))
+
+
+def _advice(finding: Finding, markup: str) -> str:
+    return markup.format(escape(finding.advice)) if finding.advice else ""
+
+
+def _alarms(found: Sequence[Alarm], phases: Sequence[str]) -> str:
+    """The alerts as a table, the first few at once, the others behind a click."""
+    if not found:
+        return "<p>None was recorded.</p>"
+    first, more = found[:FIRST_ALARMS], found[FIRST_ALARMS:SHOWN]
+    parts = [_alarm_table(first, phases)]
+    if more:
+        noun = "more alert" if len(more) == 1 else "more alerts"
+        left = len(found) - SHOWN
+        rest = f", and {left} that this page leaves out" if left > 0 else ""
+        parts.append(f"<details><summary>{len(more)} {noun}{rest}</summary>")
+        parts.append(f"{_alarm_table(more, phases)}</details>")
+    return _joined(parts)
+
+
+def _alarm_table(found: Sequence[Alarm], phases: Sequence[str]) -> str:
+    heads = ("alert", "since", "until", "over the steps of its phase", "what was said")
+    rows = _joined(_alarm(alarm, phases) for alarm in found)
+    return (
+        '<div class="scroll" tabindex="0" role="region" aria-label="Alerts"><table><thead><tr>'
+        f"{_cells(heads, 'th')}</tr></thead><tbody>\n{rows}\n</tbody></table></div>"
+    )
+
+
+def _alarm(alarm: Alarm, phases: Sequence[str]) -> str:
+    until = "holds" if alarm.last_step is None else f"step {alarm.last_step}"
+    rank = "rank" if len(alarm.ranks) == 1 else "ranks"
+    of = f" ({rank} {', '.join(map(str, alarm.ranks))})" if alarm.ranks != (0,) else ""
+    at = phases.index(alarm.phase) if alarm.phase in phases else -1
+    cells = _cells((alarm.title, f"step {alarm.first_step}", until), "td")
+    last = "" if alarm.last_step is None else alarm.last_step
+    track = f'data-phase="{at}" data-first="{alarm.first_step}" data-last="{last}"'
+    state = "open" if alarm.last_step is None else "over"
+    said = _cells((alarm.text + of,), "td")
+    return f'<tr class="{state}">{cells}<td class="track" {track}></td>{said}</tr>'
 
 
 def _listed(rows: Iterable[tuple[str, str]]) -> str:

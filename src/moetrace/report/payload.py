@@ -7,6 +7,7 @@ import numpy as np
 
 from moetrace.report.names import json_island, short_names, shown
 from moetrace.report.packing import pack_integers, pack_reals
+from moetrace.report.probes import Series, group_norms, router_norms, weight_series
 from moetrace.report.windows import Layer, Windows, grouped, tabulate
 from moetrace.snapshot import Snapshot
 
@@ -42,8 +43,15 @@ def build(
         for layer, name, short in zip(layers, names, short_names(names), strict=True)
     ]
     tables = dict(exact)
+    probed = {phase: _probed(snapshots, layers) for phase, snapshots in histories.items()}
     while True:
-        phases = [_packed(tables[phase], len(histories[phase])) for phase in histories]
+        phases = [
+            {
+                **_packed(tables[phase], len(snapshots)),
+                **_at_ends(probed[phase], tables[phase], snapshots),
+            }
+            for phase, snapshots in histories.items()
+        ]
         island = json_island({"layers": rows, "phases": phases})
         longest = max(map(len, tables.values()), default=0)
         if len(island) <= cap or longest <= 2:
@@ -72,4 +80,47 @@ def _packed(windows: Windows, recorded: int) -> dict[str, Any]:
         "tokens": pack_integers(windows.tokens),
         "cells": pack_integers(windows.cells),
         "metrics": {name: pack_reals(values) for name, values in windows.metrics.items()},
+    }
+
+
+def _probed(
+    history: Sequence[Snapshot], layers: Sequence[Layer]
+) -> dict[str, tuple[list[dict[str, Any]], Series]]:
+    """Curves of the other probes, each with what its columns are called and whose layer it is."""
+    series = {
+        "weights": weight_series(history),
+        "groups": group_norms(history),
+        "routers": router_norms(history),
+    }
+    names = [layer.name for layer in layers]
+    return {
+        key: ([_column(*column, names) for column in found.columns], found)
+        for key, found in series.items()
+        if found.columns
+    }
+
+
+def _column(layer: str, name: str, layers: Sequence[str]) -> dict[str, Any]:
+    # a gradient knows its block, model.layers.0; the router in it is model.layers.0.mlp
+    own = (at for at, other in enumerate(layers) if f"{other}.".startswith(f"{layer}."))
+    at = next(own, -1) if layer else -1
+    return {"layer": at, "name": shown(f"{layer} {name}" if layer else name), "part": shown(name)}
+
+
+def _at_ends(
+    probed: Mapping[str, tuple[list[dict[str, Any]], Series]],
+    windows: Windows,
+    history: Sequence[Snapshot],
+) -> dict[str, Any]:
+    """The curves at the last recorded window of each window of the page: states, not sums."""
+    last_steps = np.array([snapshot.last_step for snapshot in history])
+    ends = [int(np.flatnonzero(last_steps == last)[-1]) for _, last in windows.spans.tolist()]
+    return {
+        key: {
+            "columns": columns,
+            "metrics": {
+                name: pack_reals(table) for name, table in series.rows(ends).values.items()
+            },
+        }
+        for key, (columns, series) in probed.items()
     }

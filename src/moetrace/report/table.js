@@ -74,7 +74,7 @@ class LayerTable {
     if (key === "name") rows.sort((a, b) => a.at - b.at);
     else if (key) rows.sort((a, b) => rank(a[key]) - rank(b[key]) || a.at - b.at);
     if (key && !up) rows.reverse();
-    const colours = Curves.colours(phase);
+    const colours = worstColours(phase);
     this.body.replaceChildren(...rows.map((row) => {
       const line = document.createElement("tr");
       line.style.setProperty("--dot", colours.get(row.at) ?? "transparent");
@@ -93,4 +93,40 @@ class LayerTable {
 
 function rank(value) {
   return Number.isNaN(value) ? -Infinity : value;
+}
+
+// Percentiles over the layers of this window, and the worst layer by name.
+
+const SPREAD = [
+  { key: "load_cv", title: "load CV" },
+  { key: "max_vio", title: "MaxVio" },
+  { key: "max_vio_excess", title: "MaxVio over its floor" },
+  { key: "load_gini", title: "Gini" },
+  { key: "routing_entropy", title: "routing entropy (nats)", low: true },
+  { key: "load_balancing_loss", title: "load-balancing loss" },
+  { key: "dead_experts", title: "experts without a token" },
+];
+
+class SpreadTable {
+  constructor(layers) {
+    this.layers = layers;
+    this.body = document.getElementById("spread").tBodies[0];
+  }
+
+  show(phase, window) {
+    const count = this.layers.length;
+    this.body.replaceChildren(...SPREAD.map(({ key, title, low }) => {
+      const values = [...phase.metrics[key].subarray(window * count, (window + 1) * count)];
+      const known = values.filter((value) => !Number.isNaN(value));
+      if (!known.length) return tableRow([title, "-", "-", "-", "-", "-", "-"]);
+      const worst = low ? Math.min(...known) : Math.max(...known);
+      const tail = (q) => tidy(quantile(known, q));
+      return tableRow([title, tail(0.5), tail(0.75), tail(0.9), tail(0.95), tidy(worst),
+        this.layers[values.indexOf(worst)].name]);
+    }));
+  }
+}
+
+function tidy(value) {
+  return Number.isInteger(value) ? whole(value) : fixed(value);
 }

@@ -14,6 +14,7 @@ import numpy as np
 
 from moetrace.metrics import FAR_OUT, HEAVY, chance_of_dead, chance_of_maximum
 from moetrace.printable import span_text
+from moetrace.report.advice import ADVICE
 from moetrace.report.names import shown
 from moetrace.report.payload import worst_layers
 from moetrace.report.windows import Layer, Windows
@@ -26,6 +27,9 @@ RARE = 0.01
 RECEDED = 1.2
 """How much further over the floor an earlier window has to be, to be told beside the last one."""
 
+FALLEN = 0.5
+"""Share of its first routing entropy below which a layer is told of by name."""
+
 NAMED = 3
 """Layers or experts that a sentence names before it says how many more there are."""
 
@@ -37,10 +41,12 @@ class Finding:
     Attributes:
         tone: ``"good"``, ``"note"``, ``"warn"`` or ``"bad"``.
         text: The sentence; names in it went through `shown`.
+        advice: What to try about it; empty where nothing is wrong.
     """
 
     tone: str
     text: str
+    advice: str = ""
 
 
 def verdict(windows: Windows) -> list[Finding]:
@@ -49,7 +55,33 @@ def verdict(windows: Windows) -> list[Finding]:
     Args:
         windows: The windows of the phase, one row per snapshot; at least one.
     """
-    return [*_balance(windows), *_withheld(windows), _dead(windows), _entropy(windows)]
+    return [
+        *_silent(windows),
+        *_balance(windows),
+        *_withheld(windows),
+        _dead(windows),
+        *_falling(windows),
+        _entropy(windows),
+    ]
+
+
+def _silent(windows: Windows) -> list[Finding]:
+    """Layers that have routed tokens, and route none while others do."""
+    routes = windows.tokens > 0
+    if not routes[-1].any():
+        return []
+    gone = [at for at in range(len(windows.layers)) if routes[:, at].any() and not routes[-1, at]]
+    if not gone:
+        return []
+    firsts = [int(np.flatnonzero(routes[:, at])[-1]) + 1 for at in gone]
+    named = "; ".join(
+        f"{shown(windows.layers[at].name)} {_since(windows, first)}"
+        for first, at in sorted(zip(firsts, gone, strict=True))[:NAMED]
+    )
+    rest = f"; and {len(gone) - NAMED} more" if len(gone) > NAMED else ""
+    noun = "1 layer routes" if len(gone) == 1 else f"{len(gone)} layers route"
+    text = f"{noun} no token any more while others do: {named}{rest}."
+    return [Finding("bad", text, ADVICE["silent"])]
 
 
 def _balance(windows: Windows) -> list[Finding]:
@@ -75,16 +107,22 @@ def _balance(windows: Windows) -> list[Finding]:
     tone = "bad" if far_out else "warn" if excess >= HEAVY else "note"
     word = {"bad": "far out of balance", "warn": "heavily uneven", "note": "uneven"}[tone]
     share = counts.max() / counts.sum()
+    first, half = _onset(windows, at)
+    state = f"is {word}"
+    if len(windows) > 1:
+        state = f"has been {word} {_since(windows, half)}"
+    advice = {"bad": ADVICE["collapse"], "warn": ADVICE["uneven"], "note": ""}[tone]
     found = [
         Finding(
             tone,
-            f"{name} is {word}: expert {hottest} takes {share:.1%} of the assignments, "
-            f"{share * layer.num_experts:.2f} times its fair share, in {where}.",
+            f"{name} {state}: expert {hottest} takes {share:.1%} of the "
+            f"assignments, {share * layer.num_experts:.2f} times its fair share, in {where}.",
+            advice,
         ),
         Finding(
             "note",
             f"MaxVio of {name} is {max_vio:.3f} where chance alone gives {floor:.3f}; it has been "
-            f"{_since_uneven(windows, at)}.",
+            f"{_since_uneven(windows, at, first, half)}.",
         ),
     ]
     others = [index for index in range(len(windows.layers)) if index != at]
@@ -102,14 +140,18 @@ def _balance(windows: Windows) -> list[Finding]:
     return found
 
 
-def _since_uneven(windows: Windows, at: int) -> str:
-    """Since when the layer is beyond chance, and since when it has half of its present excess."""
+def _onset(windows: Windows, at: int) -> tuple[int, int]:
+    """Windows since which the layer is beyond chance, and has half of its present excess."""
     first = len(windows) - 1
     while first > 0 and _beyond_chance(windows, first - 1, at):
         first -= 1
     excess = windows.metrics["max_vio_excess"][:, at]
     below = np.flatnonzero(~(excess[first:] >= excess[-1] / 2))
-    half = first + int(below[-1]) + 1 if below.size else first
+    return first, first + int(below[-1]) + 1 if below.size else first
+
+
+def _since_uneven(windows: Windows, at: int, first: int, half: int) -> str:
+    excess = windows.metrics["max_vio_excess"][:, at]
     text = f"beyond chance {_since(windows, first)}"
     if half > first:
         text += f", and at least half as far over the floor since {span_text(*windows.spans[half])}"
@@ -123,10 +165,14 @@ def _since_uneven(windows: Windows, at: int) -> str:
 
 
 def _withheld(windows: Windows) -> list[Finding]:
+    """Layers that routed tokens whose balance cannot be judged; silent ones are told apart."""
     where = span_text(*windows.spans[-1])
+    routed = {windows.layers[at].name for at in np.flatnonzero(windows.tokens[-1] > 0)}
+    quiet = not routed  # nobody routed: then it is no layer's silence
+    found = [item for item in windows.withheld.items() if quiet or item[0] in routed]
     return [
         Finding("warn", f"{shown(name)} has no balance figure in {where}: {shown(reason)}.")
-        for name, reason in list(windows.withheld.items())[:NAMED]
+        for name, reason in found[:NAMED]
     ]
 
 
@@ -158,7 +204,31 @@ def _dead(windows: Windows) -> Finding:
     listed = "; ".join(f"{name} {_since(windows, first)}" for first, name in named[:NAMED])
     rest = f"; and {len(named) - NAMED} more" if len(named) > NAMED else ""
     noun = "experts is" if len(named) == 1 else "experts are"
-    return Finding("bad", f"{len(named)} of {total} {noun} dead: {listed}{rest}.{by_chance}")
+    text = f"{len(named)} of {total} {noun} dead: {listed}{rest}.{by_chance}"
+    return Finding("bad", text, ADVICE["dead"])
+
+
+def _falling(windows: Windows) -> list[Finding]:
+    """The layer whose tokens are chosen for with ever less doubt, where it fell far."""
+    entropy = windows.metrics["routing_entropy"]
+    worst: tuple[float, int] | None = None
+    for at in range(len(windows.layers)):
+        known = entropy[~np.isnan(entropy[:, at]), at]
+        if known.size and known[0] > 0 and known[-1] < FALLEN * known[0]:
+            worst = min(worst or (1.0, at), (float(known[-1] / known[0]), at))
+    if worst is None:
+        return []
+    at = worst[1]
+    known = np.flatnonzero(~np.isnan(entropy[:, at]))
+    start, end = entropy[known[0], at], entropy[known[-1], at]
+    halfway = (start + end) / 2
+    above = known[entropy[known, at] > halfway]
+    since = int(known[np.searchsorted(known, above[-1]) + 1])
+    text = (
+        f"Routing entropy of {shown(windows.layers[at].name)} fell from {start:.3f} to {end:.3f} "
+        f"nats ({end / start - 1:+.0%}), half of it by {span_text(*windows.spans[since])}."
+    )
+    return [Finding("warn", text, ADVICE["certain"])]
 
 
 def _entropy(windows: Windows) -> Finding:

@@ -24,6 +24,8 @@ METRICS = (
     "max_vio",
     "max_vio_floor",
     "max_vio_excess",
+    "load_gini",
+    "load_gini_floor",
     "routing_entropy",
     "load_balancing_loss",
     "dead_experts",
