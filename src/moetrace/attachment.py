@@ -27,11 +27,14 @@ from moetrace.ops import TracerState, register
 from moetrace.probes import (
     GradientMeter,
     GradientProbe,
+    IndexMeter,
+    IndexProbe,
     WeightMeter,
     WeightProbe,
     drop_stale_code,
     is_hooked,
     put_hooks,
+    tables_of,
 )
 from moetrace.probes.places import Places
 from moetrace.rank import launch, own_rank, world_size
@@ -39,9 +42,10 @@ from moetrace.readers import Found, Reader, Site, find_routers
 from moetrace.recording import Recording, device_of
 from moetrace.reduction import Layer, Offer
 from moetrace.sinks.recognised import recognised
-from moetrace.store import RunFolder, earlier_events
+from moetrace.store import RunFolder, earlier_events, earlier_weights
 from moetrace.topology import Mesh, Topology, topology_of
 from moetrace.tracer import Tracer
+from moetrace.weight_stats import WeightStats
 from moetrace.writer import Writer
 
 __all__ = ["attach"]
@@ -59,7 +63,7 @@ def attach(
     every: int = 100,
     sample: int = 1,
     sinks: Iterable[object] = (),
-    probes: Iterable[GradientProbe | WeightProbe] = (),
+    probes: Iterable[GradientProbe | IndexProbe | WeightProbe] = (),
     readers: Iterable[Reader] | None = None,
     layers: str | Iterable[str] | None = None,
     topology: Topology | Mesh | None = None,
@@ -80,7 +84,8 @@ def attach(
             Evaluation and named phases are counted all the same.
         sinks: Where else snapshots go: objects with ``write(snapshot)`` and ``close()``, or loggers
             such as the ``wandb`` module or a ``SummaryWriter``, see `moetrace.sinks.recognised`.
-        probes: What to measure beside routing: ``GradientProbe()``, ``WeightProbe()``.
+        probes: What to measure beside routing: ``GradientProbe()``, ``IndexProbe()``,
+            ``WeightProbe()``. Tables of more than 4096 experts are counted without being asked.
         readers: Your own readers, tried before the built-in ones.
         layers: Glob or globs over site names: only those are recorded. All are hooked all the same,
             since compiled layers share their code.
@@ -115,11 +120,13 @@ def attach(
         raise ValueError(f"found reduce={reduce!r}; it is 'read' or 'live'")
     found = find_routers(model, tuple(readers or ()))
     taken = [(item.site, item.module, item.reader) for item in found if item.reader is not None]
-    if not taken and not (place is not None and place.staged):
+    indexed = next((probe for probe in asked if isinstance(probe, IndexProbe)), None)
+    tables = tables_of(model, indexed)
+    if not taken and not tables and not (place is not None and place.staged):
         raise NoRouterFound(_no_router(model, [item.site for item in found]))
     sites = [site for site, _, _ in taken]
     modules = [module for _, module, _ in taken]
-    _refuse_second(modules)
+    _refuse_second([*modules, *(table.module for table in tables)])
     recorded = _recorded(sites, layers)
     _say_what_is_not_counted(found)
     attached = Attached(
@@ -128,7 +135,7 @@ def attach(
             Traced(site, weakref.ref(module), reader, recorded=index in recorded)
             for index, (site, module, reader) in enumerate(taken)
         ),
-        tuple(item.site for item in found if item.reader is None),
+        tuple(item.site for item in found if item.reader is None and not item.site.taken),
     )
     folder = None if run is None else RunFolder.prepare(run)
     rank = own_rank()
@@ -147,7 +154,13 @@ def attach(
         [device_of(module) or torch.device("cpu") for module in modules],
     )
     routers = [item for item in found if item.reader is not None]
-    placed = put_hooks(model, routers, accumulators.tensors, state)
+    counted = [table.module for table in tables]
+    placed = put_hooks(model, routers, accumulators.tensors, state, counted)
+    meters = _meters(model, {item.site.name: item.router for item in found if item.reader}, asked)
+    if tables:
+        usual = IndexProbe() if alerts is None else _as_alerts_say(alerts)
+        indices = IndexMeter(tables, indexed or usual, state)
+        meters.append(indices)
     attached = replace(attached, dropped_code=drop_stale_code())
     recording = Recording(
         state,
@@ -158,18 +171,19 @@ def attach(
             identity,
             segment,
             taken_sinks,
-            None if alerts is None else AlertJudge(alerts),
+            None if alerts is None else AlertJudge(alerts, partial(_weights_at, folder, identity)),
             _offer(folder, every, [sites[index] for index in recorded], place)
             if reduce == "live"
             else None,
             partial(_events_before, folder, identity),
+            sum(meter.bytes for meter in meters if isinstance(meter, IndexMeter)) // 2,
         ),
         every,
         sample,
         placed.probes,
         [weakref.ref(module) for module in modules],
         placed.handles,
-        _meters(model, {item.site.name: item.router for item in found if item.reader}, asked),
+        meters,
         Places(model, [site.name for site in sites], [site.path for site in sites], modules),
         placed.receipts,
     )
@@ -187,6 +201,16 @@ def _events_before(
     return earlier_events(folder.path, rank=identity["rank"], attempt=identity["attempt"])
 
 
+def _weights_at(
+    folder: RunFolder | None, identity: Mapping[str, Any], step: int
+) -> Iterable[WeightStats]:
+    """The router weights that earlier attempts of this rank recorded at a step."""
+    if folder is None or not identity["attempt"]:
+        return ()
+    rank, attempt = identity["rank"], identity["attempt"]
+    return earlier_weights(folder.path, rank=rank, attempt=attempt, step=step)
+
+
 def _check_arguments(model: Any, every: Any, sample: Any, alerts: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"found {type(model).__name__} as model; attach takes a torch.nn.Module")
@@ -200,13 +224,13 @@ def _check_arguments(model: Any, every: Any, sample: Any, alerts: Any) -> None:
         )
 
 
-def _checked_probes(probes: Iterable[Any]) -> tuple[GradientProbe | WeightProbe, ...]:
+def _checked_probes(probes: Iterable[Any]) -> tuple[GradientProbe | IndexProbe | WeightProbe, ...]:
     asked = tuple(probes)
     for probe in asked:
-        if not isinstance(probe, GradientProbe | WeightProbe):
+        if not isinstance(probe, GradientProbe | IndexProbe | WeightProbe):
             raise TypeError(
                 f"found {type(probe).__name__} among the probes; "
-                "give GradientProbe() or WeightProbe()"
+                "give GradientProbe(), IndexProbe() or WeightProbe()"
             )
     if len({type(probe) for probe in asked}) < len(asked):
         raise ValueError("found two probes of one kind; one measures all it can")
@@ -216,14 +240,21 @@ def _checked_probes(probes: Iterable[Any]) -> tuple[GradientProbe | WeightProbe,
 def _meters(
     model: nn.Module,
     routers: Mapping[str, nn.Module],
-    probes: Iterable[GradientProbe | WeightProbe],
-) -> list[GradientMeter | WeightMeter]:
-    return [
-        GradientMeter(model, routers.values(), probe)
-        if isinstance(probe, GradientProbe)
-        else WeightMeter((probe.targets or routers).items(), probe)
-        for probe in probes
-    ]
+    probes: Iterable[GradientProbe | IndexProbe | WeightProbe],
+) -> list[GradientMeter | IndexMeter | WeightMeter]:
+    meters: list[GradientMeter | IndexMeter | WeightMeter] = []
+    for probe in probes:
+        if isinstance(probe, GradientProbe):
+            meters.append(GradientMeter(model, routers.values(), probe))
+        elif isinstance(probe, WeightProbe):
+            meters.append(WeightMeter((probe.targets or routers).items(), probe))
+    return meters
+
+
+def _as_alerts_say(rules: AlertRules) -> IndexProbe:
+    """The probe of whoever has not asked for one, with the threshold of the alerts."""
+    threshold = rules.usage_threshold
+    return IndexProbe() if threshold is None else IndexProbe(usage_threshold=threshold)
 
 
 def _recorded(sites: Sequence[Site], layers: str | Iterable[str] | None) -> list[int]:

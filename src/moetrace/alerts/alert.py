@@ -20,6 +20,10 @@ KINDS = (
     "frozen_router",
     "nonfinite_logits",
     "silent_router",
+    "nonfinite_weights",
+    "unchanged_weights",
+    "weight_growth",
+    "reset_weights",
 )
 """Every kind of alert; each has a page entry in ``docs/alerts.md``."""
 

@@ -2,7 +2,7 @@
 """Judges snapshots against the rules: what begins, what is over."""
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +11,10 @@ from moetrace.alerts.alert import Alert
 from moetrace.alerts.conditions import hot_experts_of, readings, readings_at_once
 from moetrace.alerts.reading import Reading, above
 from moetrace.alerts.rules import AlertRules
+from moetrace.alerts.weights import weight_readings
 from moetrace.routing_stats import RoutingStats, merge_stats
 from moetrace.snapshot import Snapshot
+from moetrace.weight_stats import WeightStats
 
 __all__ = ["AlertJudge"]
 
@@ -29,6 +31,8 @@ class AlertJudge:
 
     Args:
         rules: The thresholds.
+        saved_weights: The router weights that an earlier attempt recorded at a step; asked once,
+            for the step before the first window that has any. None: there is none.
 
     >>> judge = AlertJudge(AlertRules(above_floor=False, duration=1))
     >>> counts = np.array([9, 1, 0, 0, 0, 0, 0, 0])
@@ -38,8 +42,13 @@ class AlertJudge:
     ['mlp: Severe expert imbalance (ratio: 7.20)', 'mlp: 6/8 experts unused']
     """
 
-    def __init__(self, rules: AlertRules) -> None:
+    def __init__(
+        self,
+        rules: AlertRules,
+        saved_weights: Callable[[int], Iterable[WeightStats]] | None = None,
+    ) -> None:
         self.rules = rules
+        self._saved_weights = saved_weights
         self._layers: dict[tuple[str, str], _Layer] = {}
         self._active: Counter[tuple[str, str]] = Counter()
 
@@ -51,13 +60,14 @@ class AlertJudge:
         if snapshot.phase not in self.rules.phases:
             return ()
         calls = sum(stats.calls > 0 for stats in snapshot)
-        return tuple(
-            self._counted(alert)
+        routing = [
+            alert
             for stats in snapshot
             for alert in self._layer(snapshot.phase, stats.layer).judge(
                 snapshot, stats, others_called=calls > (stats.calls > 0)
             )
-        )
+        ]
+        return tuple(map(self._counted, [*routing, *self._judged_weights(snapshot)]))
 
     def resume(self, alerts: Iterable[Alert]) -> None:
         """Take up what an earlier attempt has said: what started there is not said twice.
@@ -69,6 +79,19 @@ class AlertJudge:
             if alert.phase in self.rules.phases:
                 self._layer(alert.phase, alert.layer).resume(alert)
                 self._counted(alert)
+
+    def _judged_weights(self, snapshot: Snapshot) -> Iterator[Alert]:
+        layers: dict[str, list[WeightStats]] = {}
+        for record in snapshot.weights:
+            layers.setdefault(record.layer, []).append(record)
+        saved: dict[str, dict[str, WeightStats]] = {}
+        if layers and self._saved_weights is not None:
+            ask, self._saved_weights = self._saved_weights, None
+            for record in ask(snapshot.first_step - 1):
+                saved.setdefault(record.layer, {})[record.name] = record
+        for layer, records in layers.items():
+            state = self._layer(snapshot.phase, layer)
+            yield from state.judge_weights(snapshot, layer, records, saved.get(layer, {}))
 
     def _layer(self, phase: str, layer: str) -> "_Layer":
         key = (phase, layer)
@@ -98,7 +121,7 @@ class _Layer:
         self, snapshot: Snapshot, stats: RoutingStats, *, others_called: bool
     ) -> Iterator[Alert]:
         at_once = readings_at_once(self._rules, stats, others_called=others_called)
-        yield from self._alerts(snapshot, stats, at_once, snapshot.first_step)
+        yield from self._alerts(snapshot, stats.layer, at_once, snapshot.first_step)
         if stats.tokens <= 0:
             return
         window = self._added(snapshot, stats)
@@ -111,7 +134,17 @@ class _Layer:
             if not found:
                 return
         self._open = None  # what comes next is evidence of its own
-        yield from self._alerts(snapshot, stats, found, self._open_since)
+        yield from self._alerts(snapshot, stats.layer, found, self._open_since)
+
+    def judge_weights(
+        self,
+        snapshot: Snapshot,
+        layer: str,
+        records: Sequence[WeightStats],
+        saved: Mapping[str, WeightStats],
+    ) -> Iterator[Alert]:
+        found = weight_readings(self._rules, records, saved)
+        yield from self._alerts(snapshot, layer, found, snapshot.first_step)
 
     def resume(self, alert: Alert) -> None:
         condition = self._conditions.setdefault(alert.kind, _Condition())
@@ -170,7 +203,7 @@ class _Layer:
         )
 
     def _alerts(
-        self, snapshot: Snapshot, stats: RoutingStats, found: Iterable[Reading], first_step: int
+        self, snapshot: Snapshot, layer: str, found: Iterable[Reading], first_step: int
     ) -> Iterator[Alert]:
         for reading in found:
             condition = self._conditions.setdefault(reading.kind, _Condition())
@@ -180,14 +213,14 @@ class _Layer:
                 yield Alert(
                     kind=reading.kind,
                     state="started" if state else "ended",
-                    layer=stats.layer,
+                    layer=layer,
                     phase=snapshot.phase,
                     first_step=condition.first_step,
                     step=snapshot.last_step,
                     value=reading.value,
                     threshold=reading.threshold,
                     floor=reading.floor,
-                    message=f"{stats.layer}: {reading.text}",
+                    message=f"{layer}: {reading.text}",
                     wall_time=snapshot.wall_time,
                 )
 

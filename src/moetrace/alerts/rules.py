@@ -34,8 +34,13 @@ class AlertRules:
             probability.
         dropped_threshold: Share of the assignments that a capacity limit dropped; alert above it.
         frozen_windows: Windows in a row with identical counts and identical sums of scores.
-        nonfinite: Tokens with NaN or infinite logits; alert at the first one.
+        nonfinite: Tokens with NaN or infinite logits, or a router weight; alert at the first one.
         silent: A router that is not called while others are.
+        unchanged_weights: Trainable router weights of which no number changes from window to
+            window. This and the next two need ``probes=[WeightProbe()]``.
+        weight_growth_threshold: Norm of a router weight over its norm at attach; alert above it.
+        reset_threshold: Where an attempt goes on from a step that an earlier one has recorded: how
+            far the norm of a router weight may be from the recorded one, relative to it.
         above_floor: Judge what exceeds the noise floor, and only what chance cannot explain.
         duration: Judged windows in a row that have to meet a condition before it starts, and that
             have to be clear of it before it ends. Non-finite logits start at once.
@@ -64,6 +69,9 @@ class AlertRules:
     frozen_windows: int | None = 5
     nonfinite: bool = True
     silent: bool = True
+    unchanged_weights: bool = True
+    weight_growth_threshold: float | None = 10.0
+    reset_threshold: float | None = 0.01
     above_floor: bool = True
     duration: int = 2
     leave: float = 0.8
@@ -93,6 +101,8 @@ _THRESHOLDS = (
     "load_balancing_loss_threshold",
     "load_balancing_loss_zero",
     "dropped_threshold",
+    "weight_growth_threshold",
+    "reset_threshold",
 )
 
 

@@ -4,7 +4,7 @@
 in ``docs/run-format.md``.
 """
 
-from moetrace.store.earlier import earlier_events
+from moetrace.store.earlier import earlier_events, earlier_weights
 from moetrace.store.folder import RunFolder
 from moetrace.store.index import RunIndex, index_run
 from moetrace.store.segment_reader import Entry, Segment, read_snapshot
@@ -17,6 +17,7 @@ __all__ = [
     "Segment",
     "SegmentWriter",
     "earlier_events",
+    "earlier_weights",
     "index_run",
     "read_snapshot",
 ]
