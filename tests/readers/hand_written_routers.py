@@ -154,6 +154,16 @@ class ByExperts(Scoring):
         return weights, tokens
 
 
+class ByTwo(Scoring):
+    """Each expert takes two tokens."""
+
+    def forward(self, x):
+        """By the share of a token's probability that it has."""
+        affinity = self.layer(x).softmax(-1)
+        weights, tokens = affinity.t().topk(2, dim=-1)
+        return weights, tokens
+
+
 class Recurrent(nn.Module):
     """A GRU that carries its state from layer to layer, shared by all of them."""
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from moetrace.readers.choice_rule import ChoiceRule
+from moetrace.readers.structure import expert_rows, gate_width, held_experts, takes_a_choice
 from moetrace.routing import Routing
 
 __all__ = ["BareGateReader", "ExpertsCallReader"]
@@ -37,8 +38,8 @@ class ExpertsCallReader:
         self.top_k = top_k
 
     def matches(self, module: nn.Module, /) -> bool:
-        """True for a module that can be called; a list of experts is not."""
-        return type(module).forward is not nn.Module.forward
+        """True for a module that holds as many experts and is called with enough to choose."""
+        return held_experts(module) == self.num_experts and takes_a_choice(module)
 
     def read(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any, /
@@ -76,8 +77,8 @@ class BareGateReader:
         self.block = None if block is None else weakref.ref(block)
 
     def matches(self, module: nn.Module, /) -> bool:
-        """True for any module: attach knows which one is the gate."""
-        return True
+        """True for layers that end in one output for each expert."""
+        return self.num_experts in (gate_width(module), expert_rows(module))
 
     def read(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any, /

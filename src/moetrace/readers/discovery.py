@@ -16,8 +16,6 @@ from moetrace.readers.hand_written import (
     bare_gate,
     chooses,
     gate_reader,
-    gate_width,
-    takes_a_choice,
     turns,
 )
 from moetrace.readers.lookup import MOST_ROWS, LookupReader, looked_up_experts
@@ -39,10 +37,12 @@ from moetrace.readers.structure import (
     declared_routers,
     expert_columns,
     expert_rows,
+    gate_width,
     inner_experts,
     inner_gate,
     owned_experts,
     scoring_of,
+    takes_a_choice,
 )
 from moetrace.readers.unread import grouped_gate, unread_experts
 from moetrace.readers.wrapping import Core, class_of, cores, unwrapped, user_name

@@ -1,7 +1,6 @@
 """What to do about a gate that returns bare logits, from the structure of the block around it."""
 
 import functools
-import inspect
 import re
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from moetrace.readers.bare_gate import BareGateReader, ExpertsCallReader
 from moetrace.readers.base import Reader
 from moetrace.readers.block_source import choice_rule, returned_scores, returns_one_value
 from moetrace.readers.choice_rule import ChoiceRule, NoChoiceRule
-from moetrace.readers.structure import names_in, owned_experts
+from moetrace.readers.structure import held_experts, names_in, owned_experts, takes_a_choice
 from moetrace.readers.wrapping import class_of, unwrapped
 
 __all__ = [
@@ -20,8 +19,6 @@ __all__ = [
     "bare_gate",
     "chooses",
     "gate_reader",
-    "gate_width",
-    "takes_a_choice",
     "turns",
 ]
 
@@ -29,10 +26,6 @@ _CHOOSING = re.compile(
     r"^gather|top_?k|top_?\d|arg(max|sort|topk)|\bsort|multinomial|scatter|one_hot|gumbel|where|mask"
     r"|(^|_)routes?(_|$)|select|choo?s|choice|spars|nonzero|bincount|quantile|searchsorted|sinkhorn"
 )
-_EXPERTS_ARGUMENTS = 3
-"""Hidden states, ids and weights: the least that experts are called with to choose among them."""
-
-
 # One reader for all blocks that choose alike: a reader per layer would recompile every block.
 _bare_gate_reader = functools.lru_cache(maxsize=None)(BareGateReader)
 
@@ -77,7 +70,7 @@ def bare_gate(block: nn.Module, gate: nn.Module, experts: int, *, top_k: int) ->
     except NoChoiceRule as error:
         trouble = str(error)
     for sibling in siblings:
-        if _held(sibling) == experts and takes_a_choice(sibling):
+        if held_experts(sibling) == experts and takes_a_choice(sibling):
             called = ExpertsCallReader(experts, top_k=rule.top_k if rule else top_k)
             return BareGate(
                 "the choice is what its experts are called with", called, sibling, rule=rule
@@ -94,14 +87,6 @@ def bare_gate(block: nn.Module, gate: nn.Module, experts: int, *, top_k: int) ->
         reader = _bare_gate_reader(experts, rule)
     reason = f"its block takes {rule}, which is held against the rows that its experts get"
     return BareGate(reason, reader, receivers=receivers, rule=rule)
-
-
-def gate_width(module: nn.Module) -> int | None:
-    """How many outputs a plain gate has: of an ``nn.Linear``, or the last one of a sequence."""
-    if isinstance(module, nn.Sequential):
-        linears = [child for child in module.children() if isinstance(child, nn.Linear)]
-        return linears[-1].out_features if linears else None
-    return module.out_features if isinstance(module, nn.Linear) else None
 
 
 def chooses(module: nn.Module, num_experts: int) -> bool:
@@ -156,26 +141,8 @@ CHOICE_READER = (
 """The reader that a user writes for a module of theirs through which the chosen ids are passed."""
 
 
-def _held(module: nn.Module) -> int | None:
-    """Experts that a module holds itself, or in a list right below it."""
-    own = owned_experts(module)
-    return own or next((n for child in module.children() if (n := owned_experts(child))), None)
-
-
 def _listed(module: nn.Module) -> tuple[nn.Module, ...]:
     for candidate in (module, *module.children()):
         if isinstance(candidate, nn.ModuleList | nn.ModuleDict) and owned_experts(candidate):
             return tuple(candidate.children())
     return ()
-
-
-def takes_a_choice(module: nn.Module) -> bool:
-    """Whether a module is called with enough to be told which experts each token goes to."""
-    forward = class_of(module).forward
-    if forward is nn.Module.forward:
-        return False
-    try:
-        taken = list(inspect.signature(forward).parameters.values())[1:]
-    except (TypeError, ValueError):
-        return False
-    return len(taken) >= _EXPERTS_ARGUMENTS or any(p.kind is p.VAR_POSITIONAL for p in taken)

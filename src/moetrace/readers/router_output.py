@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from moetrace.readers.capacity import before_limit, read_routes, read_slots
 from moetrace.readers.expert_choice import by_experts
+from moetrace.readers.structure import expert_columns, expert_rows
+from moetrace.readers.wrapping import class_of
 from moetrace.routing import Routing
 
 __all__ = ["RouterReader", "hidden_of", "items_of"]
@@ -67,8 +69,10 @@ class RouterReader:
         self.by_experts = by_experts
 
     def matches(self, module: nn.Module, /) -> bool:
-        """True for a module of its own; a bare ``nn.Linear`` makes no choice."""
-        return type(module).forward is not nn.Linear.forward
+        """True for a module of one's own with a matrix of E rows, or columns; no layer of torch."""
+        if class_of(module).__module__.startswith("torch."):
+            return False
+        return self.num_experts in (expert_rows(module), expert_columns(module))
 
     def read(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any, /
@@ -95,9 +99,8 @@ class RouterReader:
         declared_TE = self._at(self.logits_index, items)
         logits_TE = shown_TE if declared_TE is None else declared_TE
         maps = [item for item in wide if item is not logits_TE]
-        shown_maps = [
-            found for at in self.map_indices if (found := self._at(at, items)) is not None
-        ]
+        shown_maps = [self._at(at, items) for at in self.map_indices]
+        shown_maps = [item for item in shown_maps if item is not None]
         by_map = self._by_map(maps, logits_TE, shown_maps[0] if shown_maps else None)
         if by_map is not None or maps:
             return by_map

@@ -10,18 +10,21 @@ from typing import Any
 from torch import nn
 
 from moetrace.layout import SCORINGS
-from moetrace.readers.wrapping import unwrapped
+from moetrace.readers.wrapping import class_of, unwrapped
 
 __all__ = [
     "PLAIN_LAYERS",
     "declared_routers",
     "expert_columns",
     "expert_rows",
+    "gate_width",
+    "held_experts",
     "inner_experts",
     "inner_gate",
     "names_in",
     "owned_experts",
     "scoring_of",
+    "takes_a_choice",
 ]
 
 PLAIN_LAYERS = (
@@ -32,6 +35,9 @@ PLAIN_LAYERS = (
     nn.Embedding,
 )
 """Layers whose matrices and stacks are what their name says, and neither gates nor experts."""
+_EXPERTS_ARGUMENTS = 3
+"""Hidden states, ids and weights: the least that experts are called with to choose among them."""
+
 _SCORING_ATTRIBUTES = (
     "scoring_func",
     "score_func",
@@ -122,6 +128,32 @@ def owned_experts(module: nn.Module) -> int | None:
         if len(children) >= 2 and len({type(child) for child in children}) == 1:
             return len(children)
     return None
+
+
+def held_experts(module: nn.Module) -> int | None:
+    """Experts that a module holds itself, or in a list right below it; None without."""
+    own = owned_experts(module)
+    return own or next((n for child in module.children() if (n := owned_experts(child))), None)
+
+
+def takes_a_choice(module: nn.Module) -> bool:
+    """Whether a module is called with enough to be told which experts each token goes to."""
+    forward = class_of(module).forward
+    if forward is nn.Module.forward:
+        return False
+    try:
+        taken = list(inspect.signature(forward).parameters.values())[1:]
+    except (TypeError, ValueError):
+        return False
+    return len(taken) >= _EXPERTS_ARGUMENTS or any(p.kind is p.VAR_POSITIONAL for p in taken)
+
+
+def gate_width(module: nn.Module) -> int | None:
+    """How many outputs a plain gate has: of an ``nn.Linear``, or the last one of a sequence."""
+    if isinstance(module, nn.Sequential):
+        linears = [child for child in module.children() if isinstance(child, nn.Linear)]
+        return linears[-1].out_features if linears else None
+    return module.out_features if isinstance(module, nn.Linear) else None
 
 
 def scoring_of(router: nn.Module) -> str:
