@@ -7,6 +7,7 @@ import socket
 import pytest
 
 import moetrace
+from moetrace.gradient_stats import norm_of
 from tests.adapters import two_ranks
 from tests.adapters.truth import LAYERS
 
@@ -63,3 +64,26 @@ class TestTwoRanks:
         )
         assert pointer["run"] == str(folder / "transformers")
         assert pointer["step"] == 2
+
+    def test_gradients_are_those_after_the_reduction(self, done):
+        """S3-32: each rank measures the reduced gradient, and the run takes one of the two."""
+        folder, said = done
+        logged = said[0]["norms"]
+        assert len(logged) == 2
+        assert said[1]["norms"] == logged
+        windows = [s.gradients for s in moetrace.open_run(folder / "transformers").snapshots()]
+        assert [norm_of(records) for records in windows if records] == pytest.approx(logged, 1e-5)
+
+    def test_the_first_rank_alone_writes_the_files_of_router_weights(self, done):
+        """S0-22: every rank has its own segment; the files for people are those of rank 0."""
+        folder, _ = done
+        files = [
+            sorted(path.name for path in (folder / f"transformers-weights-{rank}").iterdir())
+            for rank in range(two_ranks.WORLD)
+        ]
+        steps = [f"router_weight_stats_step_{step}.json" for step in (1, 2)]
+        assert files == [[*steps, "router_weight_summary.json", "run"], ["run"]]
+        for rank in range(two_ranks.WORLD):
+            run = moetrace.open_run(folder / f"transformers-weights-{rank}" / "run")
+            assert run.ranks == (rank,)
+            assert [len(s.weights) for s in run.windows()] == [2, 2]

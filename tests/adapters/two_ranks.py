@@ -31,16 +31,16 @@ def main(rank, folder, port):
     }
     torch.set_num_threads(1)
     tripwire.lay()
-    truth = {}
+    truth, norms = {}, []
     for loop in LOOPS:
         net = copy.deepcopy(seeded("Qwen3Moe"))
         oracle = watched(net)
-        {"accelerate": accelerated, "transformers": hugging, "lightning": bolts}[
-            loop.split(",")[0]
-        ](net, Path(folder, loop), loop.endswith("before"))
+        train = {"accelerate": accelerated, "transformers": hugging, "lightning": bolts}
+        logged = train[loop.split(",")[0]](net, Path(folder, loop), loop.endswith("before"))
+        norms += logged or []
         truth[loop] = found(oracle)
     Path(folder, f"rank-{rank}.json").write_text(
-        json.dumps({"truth": truth, "tripped": tripwire.steps_on_it})
+        json.dumps({"truth": truth, "norms": norms, "tripped": tripwire.steps_on_it})
     )
     dist.destroy_process_group()
 
@@ -74,26 +74,33 @@ def accelerated(net, folder, before):
 
 
 def hugging(net, folder, before):
-    """Two steps of two rows on each rank, and a checkpoint."""
+    """Two steps of two rows on each rank, and a checkpoint; the norms that the Trainer logs."""
     import transformers
 
-    from moetrace_adapters.transformers import MoETraceCallback
+    import moetrace
+    from moetrace_adapters.transformers import MoETraceCallback, RouterWeightTrackingCallback
 
     args = transformers.TrainingArguments(
         output_dir=f"{folder}-output",
         per_device_train_batch_size=2,
         max_steps=2,
         save_steps=2,
+        logging_steps=1,
+        max_grad_norm=0.05,
         report_to="none",
         use_cpu=True,
         ddp_backend="gloo",
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
+    trace = MoETraceCallback(folder, every=1, probes=[moetrace.GradientProbe()])
+    weights = RouterWeightTrackingCallback(f"{folder}-weights-{dist.get_rank()}", 1)
     trainer = transformers.Trainer(
-        model=net, args=args, train_dataset=rows(16), callbacks=[MoETraceCallback(folder, every=1)]
+        model=net, args=args, train_dataset=rows(16), callbacks=[trace, weights]
     )
+    trace.before_clipping(trainer)
     trainer.train()
+    return [float(row["grad_norm"]) for row in trainer.state.log_history if "grad_norm" in row]
 
 
 def bolts(net, folder, before):
