@@ -39,6 +39,7 @@ class TestInstalled:
         [
             ("moetrace", "py.typed"),
             ("moetrace_adapters", "py.typed"),
+            ("moetrace.compare", "page.css"),
             ("moetrace.report", "page.html"),
             ("moetrace.report", "page.css"),
             ("moetrace.report", "page.js"),

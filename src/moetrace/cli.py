@@ -94,6 +94,12 @@ def parser() -> argparse.ArgumentParser:
     )
     check.epilog = "Exit code 0 when every rule holds, 1 when one does not, 2 when one is no rule."
 
+    compare = _add(commands, "compare", "runs side by side: what differs, beyond noise", _compare)
+    compare.add_argument("runs", metavar="RUN", nargs="+", help="folders of two or more runs")
+    compare.add_argument("--phase", default="train", help="phase to compare (default: %(default)s)")
+    compare.add_argument("--step", type=int, help="a step of the windows shown (default: the last)")
+    compare.add_argument("-o", "--out", help="also write one self-contained HTML file")
+
     sync = _add(
         commands, "sync", "replay a run into a sink, such as a tracker that was down", _sync
     )
@@ -223,6 +229,31 @@ def _check(options: argparse.Namespace) -> int:
     else:
         show_check(judgements, faults=run.faults)
     return 0 if holds else 1
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from moetrace.compare import (
+        compare_runs,
+        comparison_record,
+        show_comparison,
+        write_comparison,
+    )
+    from moetrace.run import open_run
+
+    runs = [open_run(path) for path in options.runs]
+    comparison = compare_runs(runs, phase=options.phase, step=options.step)
+    page = write_comparison(comparison, options.out) if options.out else None
+    if options.json:
+        faults = {str(run.path): list(run.faults) for run in runs}
+        record = {**comparison_record(comparison), "page": page, "faults": faults}
+        _print_json(record)
+        return 0
+    show_comparison(comparison, faults=[fault for run in runs for fault in run.faults])
+    if page is not None:
+        from moetrace.printable import printable
+
+        print(f"\n{printable(str(page), longest=LONGEST)}")
+    return 0
 
 
 def _sync(options: argparse.Namespace) -> int:
