@@ -6,11 +6,11 @@ and block, and a norm is formed after everything that should be added has been a
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
-__all__ = ["GradientStats", "norm_of"]
+__all__ = ["GradientStats", "gradient_summary", "norm_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,3 +110,34 @@ def norm_of(
         if record.steps > record.nonfinite
     ]
     return math.sqrt(math.fsum(squares)) if squares else None
+
+
+def gradient_summary(
+    records: Sequence[GradientStats], *, per_layer: bool = False
+) -> dict[str, float]:
+    """The gradients of one window in a few numbers, by the key that a tracker shows them under.
+
+    ``grad_norm/total``, ``grad_norm/{group}`` and ``grad_norm/nonfinite_steps``: at most nine keys.
+    They are of what was measured before clipping; where nothing was, of what the optimizer got.
+
+    Args:
+        records: Records of one window.
+        per_layer: Add ``grad_norm/{layer}/{group}``.
+
+    >>> a = GradientStats("", "mlp", "weight", "pre_clip", 4, False, 1.0, 1, 0, 9.0, 9.0)
+    >>> b = GradientStats("", "router", "weight", "pre_clip", 4, False, 1.0, 1, 0, 16.0, 16.0)
+    >>> gradient_summary([a, b])["grad_norm/total"]
+    5.0
+    """
+    before = [record for record in records if record.measured == "pre_clip"]
+    taken = before or list(records)
+    if not taken:
+        return {}
+    together: dict[str, list[GradientStats]] = {"grad_norm/total": taken}
+    for record in taken:
+        together.setdefault(f"grad_norm/{record.group}", []).append(record)
+        if per_layer and record.layer:
+            key = f"grad_norm/{record.layer}/{record.group}"
+            together.setdefault(key, []).append(record)
+    found = {key: norm for key, some in together.items() if (norm := norm_of(some)) is not None}
+    return {**found, "grad_norm/nonfinite_steps": float(max(item.nonfinite for item in taken))}

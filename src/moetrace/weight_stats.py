@@ -6,10 +6,11 @@ means, norms and ratios are formed from them when asked.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
-__all__ = ["WeightStats"]
+__all__ = ["WeightStats", "weight_summary"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +223,45 @@ class WeightStats:
             orthogonality=None,
             sigma_max=None,
         )
+
+
+_PER_TENSOR = ("norm", "mean", "std", "update_ratio", "drift")
+
+
+def weight_summary(records: Sequence[WeightStats], *, per_layer: bool = False) -> dict[str, float]:
+    """The router weights of one window in a few numbers, by the key that a tracker shows them with.
+
+    ``router_weight/max_update_ratio``, ``min_update_ratio``, ``max_drift`` and
+    ``max_unchanged_fraction`` over all tensors, and ``nonfinite`` of them together; a key is absent
+    where no tensor has its figure.
+
+    Args:
+        records: Records of one window.
+        per_layer: Add ``router_weight/{layer}/{tensor}/{figure}``, five keys a tensor.
+
+    >>> w = WeightStats("mlp", "weight", (2,), "float32", True, False, 2, 1, sum=7.0, m2=0.5)
+    >>> weight_summary([w], per_layer=True)["router_weight/mlp/weight/norm"]
+    5.0
+    """
+    if not records:
+        return {}
+    ratios = [value for item in records if (value := item.update_ratio) is not None]
+    drifts = [value for item in records if (value := item.drift) is not None]
+    still = [value for item in records if (value := item.unchanged_fraction) is not None]
+    found = {"router_weight/nonfinite": float(sum(item.nonfinite for item in records))}
+    if ratios:
+        found["router_weight/max_update_ratio"] = max(ratios)
+        found["router_weight/min_update_ratio"] = min(ratios)
+    if drifts:
+        found["router_weight/max_drift"] = max(drifts)
+    if still:
+        found["router_weight/max_unchanged_fraction"] = max(still)
+    for record in records if per_layer else ():
+        for name in _PER_TENSOR:
+            value: float | None = getattr(record, name)
+            if value is not None:
+                found[f"router_weight/{record.layer}/{record.name}/{name}"] = value
+    return found
 
 
 def _std(m2: float | None, numel: int) -> float | None:
