@@ -29,6 +29,14 @@ def _nothing_is_left(folder_of_tests: Path) -> Iterator[None]:
     assert not any(left.values()), f"this test left behind {left}; close() the tracer in it"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_compiled_code_is_there() -> None:
+    """A module's tests see what they compiled themselves, whatever ran before in this process."""
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is not None:
+        dynamo.reset()
+
+
 @pytest.fixture(autouse=True)
 def _no_collective() -> Iterator[None]:
     if "torch" in sys.modules:
