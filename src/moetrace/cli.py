@@ -80,6 +80,18 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("run", metavar="RUN", help="folder of the run")
     report.add_argument("-o", "--out", help="file to write (default: RUN/report.html)")
 
+    watch = _add(commands, "watch", "follow a run on the terminal while it goes on", _watch)
+    watch.add_argument("run", metavar="RUN", help="folder of the run; it may not be there yet")
+    watch.add_argument("--phase", help="phase to follow (default: train, or the first there is)")
+    watch.add_argument(
+        "--interval",
+        type=_seconds,
+        default=2.0,
+        metavar="SECONDS",
+        help="between two looks (default: %(default)s)",
+    )
+    watch.add_argument("--once", action="store_true", help="print one frame and end")
+
     check = _add(commands, "check", "hold rules against a run, for a pipeline", _check)
     check.add_argument("run", metavar="RUN", help="folder of the run")
     check.add_argument(
@@ -137,6 +149,16 @@ def _positive(text: str) -> int:
     number = int(text) if text.isascii() and text.isdigit() else 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"found {text!r}; it takes a whole number of at least 1")
+    return number
+
+
+def _seconds(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0.1 <= number <= 86400:
+        raise argparse.ArgumentTypeError(f"found {text!r}; it takes seconds, 0.1 to 86400")
     return number
 
 
@@ -210,6 +232,26 @@ def _report(options: argparse.Namespace) -> int:
         _print_json({"run_id": run.run_id, "report": str(written)})
     else:
         print(printable(str(written), longest=LONGEST))
+    return 0
+
+
+def _watch(options: argparse.Namespace) -> int:
+    try:
+        from moetrace.watch import Follower, show_once, view_record, watch
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"watch needs {error.name}, which is not installed; "
+            "pip install 'moetrace[terminal]' brings it"
+        ) from error
+
+    if options.json or options.once:
+        view = Follower(options.run, phase=options.phase).refresh()
+        if options.json:
+            _print_json(view_record(view))
+        else:
+            show_once(view)
+    else:
+        watch(options.run, phase=options.phase, interval=options.interval)
     return 0
 
 

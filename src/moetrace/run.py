@@ -124,10 +124,25 @@ class Run:
         found = [window for window in merged if window is not None]
         return found if rank is not None or superseded else list(self._with_never_used(found))
 
-    def windows(self, *, phase: str = "train") -> Iterator[Snapshot]:
-        """The snapshots of all ranks one after the other: only one of them is in memory."""
-        merged = (self._merged(group) for group in self._groups(phase))
-        yield from self._with_never_used(window for window in merged if window is not None)
+    def windows(self, *, phase: str = "train", after: int | None = None) -> Iterator[Snapshot]:
+        """The snapshots of all ranks one after the other: only one of them is in memory.
+
+        Args:
+            phase: The phase.
+            after: Read only windows that end after this step. What only the windows before could
+                tell, ``health["never_used_experts"]`` of several ranks, is then left out.
+        """
+        groups = self._groups(phase)
+        if after is not None:
+            groups = [group for group in groups if _span(group)[1] > after]
+        merged = (self._merged(group) for group in groups)
+        found = (window for window in merged if window is not None)
+        if after is None:
+            yield from self._with_never_used(found)
+        elif len(self.ranks) < 2:
+            yield from found
+        else:
+            yield from map(_without_never_used, found)
 
     def counts(self, *, phase: str = "train") -> NDArray[np.int64]:
         """Assignments per window, layer and expert, shape ``(windows, layers, experts)``.
@@ -329,6 +344,11 @@ class Run:
             for name, value in row.items():
                 table.setdefault(name, []).append(value)
         return table
+
+
+def _without_never_used(window: Snapshot) -> Snapshot:
+    health = {key: value for key, value in window.health.items() if key != "never_used_experts"}
+    return replace(window, health=health)
 
 
 def _span(entries: Sequence[Entry]) -> list[int]:

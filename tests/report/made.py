@@ -152,6 +152,6 @@ def recorded(path: Path, *history: Snapshot, header: Mapping[str, Any] | None = 
     folder = RunFolder.prepare(path)
     segment = folder.open_segment(rank=0, header=header or {})
     for seq, snapshot in enumerate(history):
-        segment.append(replace(snapshot, run_id=folder.run_id, seq=seq))
+        segment.append(replace(snapshot, run_id=folder.run_id, attempt=segment.attempt, seq=seq))
     segment.close()
     return open_run(path)

@@ -85,7 +85,7 @@ def tiles(windows: Windows) -> list[tuple[str, str, str]]:
     dead = windows.metrics["dead_experts"][-1]
     total = sum(layer.num_experts for layer in windows.layers)
     if not np.isnan(dead).all():
-        rows.append(("experts without a token", f"{int(np.nansum(dead))}", f"of {total}"))
+        rows.append(("experts without a token", f"{int(np.nansum(dead))}", f"of {total:,}"))
     entropy = windows.metrics["routing_entropy"][-1]
     if not np.isnan(entropy).all():
         rows.append(("routing entropy", f"{np.nanmedian(entropy):.3f}", "nats, median layer"))

@@ -85,7 +85,7 @@ class Heatmap {
   layout() {
     const scale = devicePixelRatio;
     const room = (document.querySelector(".heat-scroll").clientWidth - 6) * scale;
-    this.width = Math.max(Math.min(Math.floor(room / this.most), 64 * scale), Math.round(this.most > 1024 ? 1 : 3 * scale));
+    this.width = Math.max(Math.min(Math.floor(room / this.most), 64 * scale), Math.round(this.most > 1024 ? 1 : 2 * scale));
     const tall = Math.min(Math.max(640 / this.layers.length, 14), 30);
     this.height = Math.round(tall * scale);
     this.canvas.width = this.width * this.most;

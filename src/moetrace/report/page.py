@@ -18,7 +18,7 @@ from moetrace.report.alarms import SHOWN, Alarm, alarms
 from moetrace.report.facts import SITE_COLUMNS, counters, facts, probe_findings, sites, tiles
 from moetrace.report.names import shown
 from moetrace.report.payload import build
-from moetrace.report.verdict import Finding, verdict
+from moetrace.report.verdict import Finding, most_urgent_first, verdict
 from moetrace.report.windows import Windows, layers_of, tabulate
 from moetrace.run import Run
 from moetrace.snapshot import Snapshot
@@ -38,9 +38,6 @@ SCRIPTS = (
 
 FIRST_ALARMS = 6
 """Alerts that are seen at once; the others are one click away."""
-
-TONES = ("good", "note", "warn", "bad")
-"""From the calmest to the most urgent."""
 
 
 def write_report(run: Run, out: str | os.PathLike[str], *, cap: int = CAP) -> Path:
@@ -145,7 +142,7 @@ def _findings(run: Run, histories: Histories, tables: Mapping[str, Windows]) -> 
         count = "1 fault" if len(run.faults) == 1 else f"{len(run.faults)} faults"
         text = f"{count} in the run folder: {shown(run.faults[0])}."
         found.append(Finding("warn", text, ADVICE["fault"]))
-    return sorted(found, key=lambda item: -max(TONES.index(item.tone), TONES.index("note")))
+    return most_urgent_first(found)
 
 
 def _advice(finding: Finding, markup: str) -> str:

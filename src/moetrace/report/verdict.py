@@ -8,6 +8,7 @@ Letters: T tokens, E experts, K chosen per token, p = K / E.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,10 @@ from moetrace.report.names import shown
 from moetrace.report.payload import worst_layers
 from moetrace.report.windows import Layer, Windows
 
-__all__ = ["RARE", "Finding", "verdict"]
+__all__ = ["RARE", "TONES", "Finding", "most_urgent_first", "verdict"]
+
+TONES = ("good", "note", "warn", "bad")
+"""From the calmest to the most urgent."""
 
 RARE = 0.01
 """Below this chance a uniform router is ruled out."""
@@ -63,6 +67,11 @@ def verdict(windows: Windows) -> list[Finding]:
         *_falling(windows),
         _entropy(windows),
     ]
+
+
+def most_urgent_first(findings: Iterable[Finding]) -> list[Finding]:
+    """What is urgent first; the calm ones stay in their order."""
+    return sorted(findings, key=lambda item: -max(TONES.index(item.tone), TONES.index("note")))
 
 
 def _silent(windows: Windows) -> list[Finding]:
@@ -197,14 +206,16 @@ def _dead(windows: Windows) -> Finding:
     )
     if not named:
         if chance:
-            text = f"No expert is dead beyond chance: {chance} of {total} got no token in {where}, "
+            text = (
+                f"No expert is dead beyond chance: {chance} of {total:,} got no token in {where}, "
+            )
             return Finding("good", f"{text}which a uniform router leaves out as well.")
-        return Finding("good", f"No dead expert: each of the {total} got tokens in {where}.")
+        return Finding("good", f"No dead expert: each of the {total:,} got tokens in {where}.")
     named.sort(key=lambda item: item[0])
     listed = "; ".join(f"{name} {_since(windows, first)}" for first, name in named[:NAMED])
     rest = f"; and {len(named) - NAMED} more" if len(named) > NAMED else ""
     noun = "experts is" if len(named) == 1 else "experts are"
-    text = f"{len(named)} of {total} {noun} dead: {listed}{rest}.{by_chance}"
+    text = f"{len(named)} of {total:,} {noun} dead: {listed}{rest}.{by_chance}"
     return Finding("bad", text, ADVICE["dead"])
 
 
