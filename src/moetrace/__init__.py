@@ -19,7 +19,8 @@ if TYPE_CHECKING:
         RunNotReadable,
         SinkFailed,
     )
-    from moetrace.probes import GradientProbe, WeightProbe
+    from moetrace.index_stats import IndexStats
+    from moetrace.probes import GradientProbe, IndexProbe, WeightProbe
     from moetrace.readers import Reader, Site, discover
     from moetrace.routing import Routing
     from moetrace.routing_stats import RoutingStats
@@ -36,6 +37,8 @@ _HOMES = {
     "Diagnosis": "moetrace.diagnosis",
     "Finding": "moetrace.diagnosis",
     "GradientProbe": "moetrace.probes",
+    "IndexProbe": "moetrace.probes",
+    "IndexStats": "moetrace.index_stats",
     "MoETraceError": "moetrace.errors",
     "NoRouterFound": "moetrace.errors",
     "Reader": "moetrace.readers",
@@ -64,6 +67,8 @@ __all__ = [
     "Diagnosis",
     "Finding",
     "GradientProbe",
+    "IndexProbe",
+    "IndexStats",
     "MoETraceError",
     "NoRouterFound",
     "Reader",

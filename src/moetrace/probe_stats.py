@@ -2,12 +2,13 @@
 """What the records of every probe beside routing have in common: how windows and ranks join."""
 
 from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import fields
 from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ProbeStats", "ProbeWindow", "joined"]
+__all__ = ["ProbeStats", "ProbeWindow", "joined", "stored_fields"]
 
 
 class ProbeStats(Protocol):
@@ -38,6 +39,14 @@ class ProbeWindow(Protocol):
     def stats(self, bits: NDArray[np.int64], /) -> Sequence[Any]:
         """The records, from numbers that have arrived on the host."""
         ...
+
+
+def stored_fields(record: Any) -> list[str]:
+    """Names of the fields of a record, or of its class, that a line holds.
+
+    Those with a number per expert are marked ``metadata={"stored": False}``.
+    """
+    return [item.name for item in fields(record) if item.metadata.get("stored", True)]
 
 
 Stats = TypeVar("Stats", bound=ProbeStats)

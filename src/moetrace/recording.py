@@ -22,7 +22,7 @@ from moetrace.closed_window import ClosedWindow
 from moetrace.host_copy import HostCopies
 from moetrace.ops import TracerState
 from moetrace.probe_stats import ProbeWindow
-from moetrace.probes import GradientMeter, Receipts, RoutingProbe, WeightMeter
+from moetrace.probes import GradientMeter, IndexMeter, Receipts, RoutingProbe, WeightMeter
 from moetrace.probes.places import Places
 from moetrace.snapshot import Snapshot
 from moetrace.writer import Writer
@@ -35,6 +35,7 @@ CLOSE_TIMEOUT = 5.0
 """Seconds that closing may take, whatever a disk or a sink does."""
 
 _MOST_WORDS = 20
+_MOST_PACKED = 1 << 17
 
 
 class Recording:
@@ -67,7 +68,7 @@ class Recording:
         probes: Sequence[RoutingProbe],
         routers: Sequence[weakref.ref[nn.Module]],
         handles: Sequence[RemovableHandle],
-        meters: Sequence[GradientMeter | WeightMeter] = (),
+        meters: Sequence[GradientMeter | IndexMeter | WeightMeter] = (),
         places: Places | None = None,
         receipts: Sequence[Receipts] = (),
     ) -> None:
@@ -108,6 +109,8 @@ class Recording:
             if self._state.saw_other and not self._phases:
                 self._collect("eval")
                 self._close_window("eval")
+            for meter in self._meters:
+                meter.drop_step()
             self._in_step, self._has_stepped = True, True
             if self._valid(step):
                 self._go_to(max(0, int(step or 0) - 1))
@@ -130,7 +133,10 @@ class Recording:
             if not self._state.skipping:
                 self._commit("skipped" if skipped else "train")
             for meter in self._meters:
-                meter.end_step()
+                if skipped:
+                    meter.drop_step()
+                else:
+                    meter.end_step()
             if skipped:
                 return
             self._state.skipping = self.step % self._sample != 0
@@ -173,7 +179,7 @@ class Recording:
             if self._state.misplaced:
                 self._follow_the_model()
             self._look_for_lost()
-            for phase in self._accumulators.phases:
+            for phase in self._open_phases():
                 if self.writer.behind() or not self._copies.free():
                     self._coalesced += 1
                     return
@@ -212,7 +218,7 @@ class Recording:
             if self._state.saw_first or self._state.saw_no_grad:
                 self._give_up_pending("aborted")
             self._collect_open_phase()
-            for phase in self._accumulators.phases:
+            for phase in self._open_phases():
                 self._close_window(phase)
             self._state.paused = True
             deadline = time.monotonic() + CLOSE_TIMEOUT
@@ -323,6 +329,8 @@ class Recording:
         # A loop that never names its steps (a notebook) still wants to see what ran.
         if not self._has_stepped and (self._state.saw_first or self._state.saw_no_grad):
             self._commit("train")
+            for meter in self._meters:
+                meter.end_step()
 
     def _give_up_pending(self, label: str) -> None:
         if not self._state.saw_first:
@@ -355,6 +363,12 @@ class Recording:
         self._under_way.append(closed)
         self._hand_over()
 
+    def _open_phases(self) -> tuple[str, ...]:
+        """Phases with an open window; ``train`` too where only other probes have counted."""
+        found = self._accumulators.phases
+        alone = self._meters and "train" in self._spans and "train" not in found
+        return (*found, "train") if alone else found
+
     def _packed(self, phase: str) -> list[PackedWindow]:
         """The window of a phase with what travels along, one part per device."""
         windows = self._accumulators.window(phase)
@@ -363,7 +377,8 @@ class Recording:
             along += [part for meter in self._meters for part in meter.window(self.step)]
         for probe, bits in along:
             at = next((i for i, w in enumerate(windows) if w.sums.device == bits.device), None)
-            if at is None:
+            # Packing copies once more, which a million experts would notice.
+            if at is None or bits.numel() > _MOST_PACKED:
                 windows.append(PackedWindow((), bits, ((probe, bits.numel()),)))
             else:
                 windows[at] = windows[at].extended(probe, bits)

@@ -7,12 +7,13 @@ from it when somebody asks, after everything that should be added has been added
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
 from moetrace.gradient_stats import GradientStats
+from moetrace.index_stats import IndexStats
 from moetrace.metrics import METRICS, EverUsed, LayerSpread, layer_detail, layer_summary, spread
-from moetrace.probe_stats import joined
+from moetrace.probe_stats import joined, stored_fields
 from moetrace.routing_stats import RoutingStats, merge_stats
 from moetrace.weight_stats import WeightStats
 
@@ -21,7 +22,11 @@ __all__ = ["PROBES", "SCHEMA", "Snapshot", "merge", "with_never_used"]
 SCHEMA = 1
 """Version of the snapshot's fields; it rises when the meaning of a field changes."""
 
-PROBES: Mapping[str, type[Any]] = {"weights": WeightStats, "gradients": GradientStats}
+PROBES: Mapping[str, type[Any]] = {
+    "indices": IndexStats,
+    "weights": WeightStats,
+    "gradients": GradientStats,
+}
 """Fields of a snapshot that probes beside routing fill, and the class of their records."""
 
 
@@ -41,6 +46,7 @@ class Snapshot:
         routing: One record per router, in the model's order.
         health: The tracer's own state when the window closed: numbers and short strings by name.
         schema: Version of these fields.
+        indices: One record per table of experts whose look-ups are counted, without its counts.
         weights: One record per tensor of a router, where they are followed.
         gradients: One record per block, group and part of the parameters, where they are measured.
     """
@@ -56,6 +62,7 @@ class Snapshot:
     routing: tuple[RoutingStats, ...]
     health: Mapping[str, Any] = field(default_factory=dict[str, Any])
     schema: int = SCHEMA
+    indices: tuple[IndexStats, ...] = ()
     weights: tuple[WeightStats, ...] = ()
     gradients: tuple[GradientStats, ...] = ()
 
@@ -124,7 +131,11 @@ class Snapshot:
             item.name: getattr(self, item.name) for item in fields(self) if item.name != "routing"
         }
         record["health"] = dict(self.health)
-        record.update({name: [asdict(item) for item in getattr(self, name)] for name in PROBES})
+        for name in PROBES:
+            record[name] = [
+                {entry: getattr(item, entry) for entry in stored_fields(item)}
+                for item in getattr(self, name)
+            ]
         record["routing"] = [stats.to_dict() for stats in self.routing]
         return record
 

@@ -77,6 +77,7 @@ class Writer:
         live: What this rank offers to a live reduction over all ranks, which then stands between
             the log and the sinks; None gives the sinks this rank's own windows.
         earlier: The events of this rank's earlier attempts, asked for once, on this thread.
+        along: Bytes of a window beside the sums of the routers.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Writer:
         alerts: AlertJudge | None = None,
         live: Offer | None = None,
         earlier: Callable[[], Iterable[Mapping[str, Any]]] = tuple,
+        along: int = 0,
     ) -> None:
         self.latest: Snapshot | None = None
         self.newest: dict[str, Snapshot] = {}
@@ -104,7 +106,7 @@ class Writer:
         self._first_use: dict[str, list[list[int]]] = {}
         self._live = None if live is None else LiveReduction(live, self._distribute)
         self._seq = 0
-        size = 8 * sum(AccumulatorLayout(site.num_experts).width for site in sites)
+        size = 8 * sum(AccumulatorLayout(site.num_experts).width for site in sites) + along
         self._longest_queue = min(_LONGEST_QUEUE, max(2, _MOST_BYTES // max(1, size)))
         self._queue: deque[ClosedWindow] = deque()
         self._lost: deque[str] = deque()
@@ -251,6 +253,7 @@ class Writer:
                 self._unwritten[snapshot.phase] = snapshot
                 self._say_unwritten(error)
                 return
+        snapshot = replace(snapshot, indices=tuple(item.reduced() for item in snapshot.indices))
         self._seq += 1
         self.latest = snapshot
         self._keep_newest(snapshot)

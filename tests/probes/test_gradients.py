@@ -209,6 +209,6 @@ class TestBadInput:
     def test_a_probe_that_is_none(self):
         """attach says what it found among the probes and what to give."""
         with pytest.raises(
-            TypeError, match=r"found str among the probes; give GradientProbe\(\) or WeightProbe"
+            TypeError, match=r"found str among the probes; give GradientProbe\(\), IndexProbe\(\)"
         ):
             moetrace.attach(copy.deepcopy(seeded("Qwen3Moe")), probes=["gradients"])

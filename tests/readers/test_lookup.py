@@ -54,12 +54,12 @@ class TestLookedUpExperts:
         block.type = nn.Embedding(32, 8)
         assert looked_up_experts(block) is None
 
-    def test_a_million_experts_are_left_alone_with_a_reason(self):
-        """Tables that are too large for these sums are a near miss that says so."""
+    def test_a_million_experts_are_left_to_the_index_probe(self):
+        """Tables that are too large for the sums of routing are traced in another way, and say so."""
         with torch.device("meta"):
             layer = ProductKeys()
             layer.keys = nn.Linear(4, 600)
             layer.down, layer.up = nn.Embedding(90_000, 4), nn.Embedding(90_000, 4)
         (site,) = moetrace.discover(nn.Sequential(layer))
-        assert not site.taken
-        assert "more than 65536 are not counted" in site.reason
+        assert (site.taken, site.reader) == (True, "IndexMeter")
+        assert "more than 4096 are counted by the index probe" in site.reason

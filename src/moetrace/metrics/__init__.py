@@ -9,6 +9,9 @@ noise_floor       what a perfectly uniform router would show by chance
 expected_maximum  the same for MaxVio
 chance            what a uniform router shows next to never
 change            how far a router moved between two windows
+index_usage       how a table of up to millions of experts is used
+sub_keys          how its product keys are
+index_floor       what a uniform draw from it would show by chance
 placement         load of the EP ranks for a given placement of the experts
 window            all metrics of one window of one layer, and which are withheld and why
 columns           three metrics of all layers at once, for the log
@@ -36,6 +39,29 @@ from moetrace.metrics.change import bias_drift, load_change, load_change_floor
 from moetrace.metrics.columns import SHOWN, shown_metrics
 from moetrace.metrics.ever_used import EverUsed
 from moetrace.metrics.expected_maximum import max_vio_floor
+from moetrace.metrics.index_floor import (
+    coverage_floor,
+    dead_sub_keys_floor,
+    hot_indices_floor,
+    hot_overlap_floor,
+    least_sure_count,
+    mutual_information_floor,
+    poisson_tail,
+    unevenness_floor,
+    unevenness_score_floor,
+    uniform_rank_curve,
+)
+from moetrace.metrics.index_usage import (
+    coverage,
+    hot_indices,
+    hot_overlap,
+    persistent_experts,
+    rank_curve,
+    rank_slope,
+    top_indices,
+    top_share,
+    unevenness,
+)
 from moetrace.metrics.layers import LayerSpread, spread
 from moetrace.metrics.noise_floor import (
     avg_vio_floor,
@@ -52,6 +78,7 @@ from moetrace.metrics.routing_scores import (
     routing_entropy_normalized,
     z_loss,
 )
+from moetrace.metrics.sub_keys import dead_sub_keys, mutual_information, sub_key_counts
 from moetrace.metrics.summary import layer_detail, layer_summary
 from moetrace.metrics.usage import (
     active_experts,
@@ -78,12 +105,21 @@ __all__ = [
     "chance_of_dead",
     "chance_of_maximum",
     "confidence",
+    "coverage",
+    "coverage_floor",
     "dead_experts",
     "dead_experts_floor",
+    "dead_sub_keys",
+    "dead_sub_keys_floor",
     "effective_experts",
     "hot_experts",
+    "hot_indices",
+    "hot_indices_floor",
+    "hot_overlap",
+    "hot_overlap_floor",
     "layer_detail",
     "layer_summary",
+    "least_sure_count",
     "load_balancing_loss",
     "load_change",
     "load_change_floor",
@@ -99,12 +135,25 @@ __all__ = [
     "max_vio",
     "max_vio_floor",
     "min_vio",
+    "mutual_information",
+    "mutual_information_floor",
+    "persistent_experts",
+    "poisson_tail",
+    "rank_curve",
     "rank_imbalance",
     "rank_load",
+    "rank_slope",
     "routing_entropy",
     "routing_entropy_normalized",
     "shown_metrics",
     "spread",
+    "sub_key_counts",
+    "top_indices",
+    "top_share",
+    "unevenness",
+    "unevenness_floor",
+    "unevenness_score_floor",
+    "uniform_rank_curve",
     "utilisation",
     "window_metrics",
     "z_loss",

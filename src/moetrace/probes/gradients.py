@@ -141,6 +141,10 @@ class GradientMeter:
         """The optimizer step is over; the next one is measured anew."""
         self._measured = False
 
+    def drop_step(self) -> None:
+        """The step did not finish; the next one is measured anew."""
+        self._measured = False
+
     def window(self, step: int) -> "list[tuple[GradientWindow, Tensor]]":
         """Close the window: what its rows are, and their sums as the bits of float64."""
         del step  # the sums hold their own number of steps

@@ -9,6 +9,7 @@ from torch.utils.hooks import RemovableHandle
 from moetrace.layout import SCORINGS
 from moetrace.ops import TracerState
 from moetrace.probes.gate import GateProbe
+from moetrace.probes.indices import TableProbe
 from moetrace.probes.mask import MaskProbe, takes_a_mask
 from moetrace.probes.receipts import ReceiptProbe, Receipts
 from moetrace.probes.routing import RoutingProbe
@@ -33,7 +34,11 @@ class Placement:
 
 
 def put_hooks(
-    model: nn.Module, routers: Sequence[Found], accumulators: Sequence[Tensor], state: TracerState
+    model: nn.Module,
+    routers: Sequence[Found],
+    accumulators: Sequence[Tensor],
+    state: TracerState,
+    tables: Sequence[nn.Module] = (),
 ) -> Placement:
     """Put all hooks on.
 
@@ -42,6 +47,7 @@ def put_hooks(
         routers: Candidates that are taken.
         accumulators: Their sums, in the same order.
         state: Shared by all hooks.
+        tables: Tables of experts, which leave padding out by the same masks.
     """
     probes, receipts, handles = [], [], []
     for index, (item, accumulator) in enumerate(zip(routers, accumulators, strict=True)):
@@ -67,14 +73,14 @@ def put_hooks(
             handles.append(expert.register_forward_pre_hook(hook, with_kwargs=True))
         probes.append(probe)
         receipts += [tally] if item.receivers else []
-    handles += _put_mask_probes(model, [item.module for item in routers], state)
+    handles += _put_mask_probes(model, [*(item.module for item in routers), *tables], state)
     return Placement(tuple(probes), tuple(receipts), tuple(handles))
 
 
 def is_hooked(module: nn.Module) -> bool:
     """Whether a tracer reads a routing off this module."""
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    return any(isinstance(hook, RoutingProbe) for hook in hooks)
+    return any(isinstance(hook, RoutingProbe | TableProbe) for hook in hooks)
 
 
 def _put_mask_probes(

@@ -112,6 +112,9 @@ class WeightMeter:
     def end_step(self) -> None:
         """Nothing is measured at the end of a step."""
 
+    def drop_step(self) -> None:
+        """Nothing is measured within a step."""
+
     def window(self, step: int) -> "list[tuple[WeightWindow, Tensor]]":
         """What the tensors are now, one part per device.
 

@@ -49,6 +49,9 @@ from moetrace.readers.wrapping import Core, class_of, cores, unwrapped, user_nam
 
 __all__ = ["discover", "find_routers"]
 
+INDEX_READER = "IndexMeter"
+"""Stands for a reader where a table's look-ups are counted and no routing is."""
+
 _TELLING_NAMES = ("router", "gate", "gating")
 _CALLED_SO = re.compile(r"rout|gat(e|ing)|expert|moe|switch|mixture|select|choice", re.IGNORECASE)
 _RANKS_ATTRIBUTES = ("ep_size", "world_size")
@@ -128,12 +131,11 @@ def _consider(core: Core, own: Sequence[Reader], declared: dict[type, int]) -> I
         num_experts = module.num_embeddings
         reason = f"one of two tables of {num_experts} experts that product keys choose from"
         if num_experts > MOST_ROWS:
-            reason = (
-                f"{reason}; more than {MOST_ROWS} are not counted: to count groups of them, pass a "
-                "reader that returns ids // n"
-            )
-        else:
-            reader = _lookup_reader
+            reason = f"{reason}; more than {MOST_ROWS} are counted by the index probe"
+            site = site_of(core, None, num_experts, reason, limited=False)
+            yield Found(replace(site, reader=INDEX_READER, taken=True), core.hooked, None)
+            return
+        reader = _lookup_reader
     elif index is not None and not _holds_experts(module):
         reason = "the model declares its class as a source of router logits"
         reader, num_experts = _router(module, block, num_experts, index)

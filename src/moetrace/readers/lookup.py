@@ -15,8 +15,9 @@ from moetrace.routing import Routing
 
 __all__ = ["MOST_ROWS", "LookupReader", "looked_up_experts"]
 
-MOST_ROWS = 65_536
-"""Tables with more rows are left alone: their sums would not fit beside the training."""
+MOST_ROWS = 4096
+"""Tables with more rows are counted by the index probe: the sums of routing hold many a number per
+expert."""
 
 
 class LookupReader:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 
+from moetrace.probe_stats import stored_fields
 from moetrace.store.lines import DamagedRecord, plain, restored
 from moetrace.store.schema import column, is_text
 
@@ -30,7 +31,7 @@ def to_columns(records: "Sequence[DataclassInstance]") -> dict[str, Any]:
     Raises:
         TypeError: A field holds something that a line cannot.
     """
-    names = [item.name for item in fields(records[0])] if records else []
+    names = stored_fields(records[0]) if records else []
     return {name: [plain(getattr(record, name)) for record in records] for name in names}
 
 
@@ -42,7 +43,8 @@ def from_columns(kind: type[Record], table: Mapping[str, Any]) -> tuple[Record, 
     """
     if not table:
         return ()
-    declared = {item.name: item.type for item in fields(kind)}
+    there = stored_fields(kind)
+    declared = {item.name: item.type for item in fields(kind) if item.name in there}
     length = len(column(table, next(iter(declared))))
     columns = {
         name: [_checked(name, kind_, entry) for entry in column(table, name, length=length)]

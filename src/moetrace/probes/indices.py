@@ -1,0 +1,371 @@
+"""Counts what tables of experts are asked for: PEER and other layers of very many experts.
+
+A hook sees the ids on their way into the table; nothing of the model is changed. Every table has
+two int64 tensors on its device, one for the open step and one for the open window, of 8 bytes per
+expert and statistic each. What they reduce to is formed on the writer's thread.
+"""
+
+import logging
+import weakref
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from moetrace.index_layout import INDEX_SCALARS, IndexLayout
+from moetrace.index_stats import MOST_LISTED, IndexStats, index_stats_of, with_shared
+from moetrace.metrics import hot_indices, hot_overlap, persistent_experts
+from moetrace.ops import TracerState
+from moetrace.ops.indices import (
+    IndexState,
+    add_scores,
+    hold_keys,
+    look_up,
+    note_keys,
+    note_lookup,
+    note_scores,
+    register_indices,
+)
+from moetrace.probes.copies import Uncopied
+from moetrace.probes.execution import dispatch_modes, is_abstract, is_exported
+from moetrace.probes.frames import never_a_frame
+from moetrace.probes.tables import IndexProbe, Table, TableShape
+
+__all__ = ["IndexMeter", "IndexWindow"]
+
+_log = logging.getLogger("moetrace")
+
+_HISTORY = 5
+_AFTER = 1
+"""The rule of a table whose scores come after the look-up, see `moetrace.ops.indices`."""
+
+
+class TableProbe(Uncopied):
+    """A pre-hook on a table: one operator, nothing else; it keeps neither model nor tracer alive.
+
+    Args:
+        sums: The table's sums of the open step.
+        key: Says which table it is, to the operator.
+        num_experts: E.
+        rule: Where its scores come from.
+        state: Shared by all tables of the tracer.
+        request: What the user asked for.
+    """
+
+    def __init__(
+        self,
+        sums: Tensor,
+        key: Tensor,
+        num_experts: int,
+        rule: int,
+        state: IndexState,
+        request: IndexProbe,
+    ) -> None:
+        self.sums, self.key = sums, key
+        self.num_experts = num_experts
+        self.rule = rule
+        self.tracer = state.tracer
+        self.indices_from = request.indices_from
+        self.handle = state.handle
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Cost: see `moetrace.ops.indices.note_lookup`; returns None on every path."""
+        if is_exported():
+            return
+        try:
+            ids = self._ids(module, args, kwargs)
+        except Exception:
+            return  # shows as a table that never counted; a user's function must not end a training
+        if not isinstance(ids, Tensor) or ids.dtype.is_floating_point or ids.dim() == 0:
+            return
+        traced = torch.compiler.is_compiling()
+        plain = not traced and dispatch_modes() == 0
+        if not plain and not traced and is_abstract(ids):
+            return
+        note = note_lookup if plain else look_up
+        note(
+            self.sums,
+            self.key,
+            ids,
+            self.tracer.mask_T,
+            torch.is_grad_enabled(),
+            module.training,
+            self.num_experts,
+            self.rule,
+            self.handle,
+        )
+
+    def _ids(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if self.indices_from is not None:
+            return self.indices_from(module, args, kwargs)
+        return args[0] if args else next(iter(kwargs.values()), None)
+
+
+class ScoreProbe(Uncopied):
+    """A forward hook on what returns scores: of the draws afterwards, or of all sub-keys before.
+
+    Args:
+        table: The hook on the table.
+        before: Whether it is called before the look-up, with the scores of all sub-keys.
+    """
+
+    def __init__(self, table: TableProbe, *, before: bool) -> None:
+        self.table = table
+        self.before = before
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Cost: see `moetrace.ops.indices.note_scores`; returns None on every path."""
+        if is_exported() or not isinstance(output, Tensor):
+            return
+        traced = torch.compiler.is_compiling()
+        plain = not traced and dispatch_modes() == 0
+        if not plain and not traced and is_abstract(output):
+            return
+        table, scores = self.table, output.detach()
+        if self.before:
+            hold = note_keys if plain else hold_keys
+            hold(table.sums, table.key, scores, table.handle)
+            return
+        add = note_scores if plain else add_scores
+        add(table.sums, table.key, scores, table.num_experts, table.handle)
+
+
+never_a_frame(TableProbe.__call__)
+never_a_frame(ScoreProbe.__call__)
+
+
+@dataclass(slots=True)
+class _Followed:
+    """One table with its hook and the sums of the open window."""
+
+    shape: TableShape
+    layout: IndexLayout
+    probe: TableProbe
+    module: "weakref.ref[nn.Module]"
+    hot: "deque[NDArray[np.int64]]" = field(default_factory=lambda: deque(maxlen=_HISTORY))
+
+
+class IndexMeter:
+    """Counts the look-ups of some tables.
+
+    Args:
+        tables: What `tables_of` found.
+        request: What the user asked for.
+        tracer: State of the tracer.
+
+    Attributes:
+        bytes: Bytes of all sums on the devices.
+
+    Cost: per look-up see `moetrace.ops.indices`; at the end of a step one pass over the sums of
+    all tables that were looked up in.
+    """
+
+    def __init__(self, tables: Sequence[Table], request: IndexProbe, tracer: TracerState) -> None:
+        self._request = request
+        self._state = IndexState(tracer)
+        register_indices(self._state)
+        self._handles: list[RemovableHandle] = []
+        self._followed = [self._hook(table) for table in tables]
+        self._open: dict[torch.device, Tensor] = {}
+        self._windows = 0
+        self._heard = False
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all sums on the devices, once a window is open."""
+        return 16 * sum(item.layout.width for item in self._followed)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers."""
+        return tuple(item.shape.layer for item in self._followed)
+
+    def end_step(self) -> None:
+        """Add the open step to the open window."""
+        for device, group in self._by_device().items():
+            # A replayed CUDA graph counts without any Python.
+            if not self._state.counted and device.type == "cpu":
+                continue
+            sums = [item.probe.sums for item in group]
+            if device not in self._open:
+                self._open[device] = _zeros(sum(tensor.numel() for tensor in sums), device)
+            window = self._open[device].split([tensor.numel() for tensor in sums])
+            with torch.no_grad():
+                _add_each(list(window), sums)
+                _zero_each(sums)
+        self._heard |= self._state.counted
+        self._state.forget_step()
+
+    def drop_step(self) -> None:
+        """Forget what the open step has counted: it did not finish, or changed no weight."""
+        for device, group in self._by_device().items():
+            if self._state.counted or device.type != "cpu":
+                with torch.no_grad():
+                    _zero_each([item.probe.sums for item in group])
+        self._state.forget_step()
+
+    def window(self, step: int) -> "list[tuple[IndexWindow, Tensor]]":
+        """Close the window: which tables they are, and their sums, one part per device."""
+        del step  # the sums hold their own number of calls
+        every = self._request.dense_every
+        due = every > 0 and self._windows % every == 0
+        if self._open and not self._windows and not self._heard:
+            _log.warning(
+                "no table of experts was looked up in the first window (%s): its forward did not "
+                "run, or takes its ids otherwise; give IndexProbe(indices_from=...) for those",
+                ", ".join(self.layers[:3]),
+            )
+        closed = []
+        for device, group in self._by_device().items():
+            sums = self._open.get(device)
+            if sums is not None:
+                window = IndexWindow(
+                    tuple(item.shape for item in group),
+                    tuple(item.layout for item in group),
+                    self._request.usage_threshold,
+                    due,
+                    tuple(item.hot for item in group),
+                )
+                closed.append((window, sums))
+        self._windows += bool(closed)
+        self._open = {}
+        if self._state.tracer.misplaced:
+            self._follow_the_model()
+        return closed
+
+    def close(self) -> None:
+        """Take the hooks off and let go of the sums."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook(self, table: Table) -> _Followed:
+        scorer = table.scorer if self._request.scores else None
+        gate = table.gate if self._request.scores and scorer is None else None
+        shape = table.shape
+        rule = _AFTER if scorer is not None else shape.columns if gate is not None else 0
+        layout = IndexLayout(shape.num_experts, scored=rule != 0)
+        device = _device_of(table.module) or torch.device("cpu")
+        sums = _zeros(layout.width, device)
+        key = _zeros(1, device)
+        probe = TableProbe(sums, key, shape.num_experts, rule, self._state, self._request)
+        hooked = table.module.register_forward_pre_hook(probe, with_kwargs=True)
+        self._handles.append(hooked)
+        scored = scorer if scorer is not None else gate
+        if scored is not None:
+            hook = ScoreProbe(probe, before=scored is gate)
+            self._handles.append(scored.register_forward_hook(hook))
+        return _Followed(shape, layout, probe, weakref.ref(table.module))
+
+    def _by_device(self) -> dict[torch.device, list[_Followed]]:
+        groups: dict[torch.device, list[_Followed]] = {}
+        for item in self._followed:
+            groups.setdefault(item.probe.sums.device, []).append(item)
+        return groups
+
+    def _follow_the_model(self) -> None:
+        for item in self._followed:
+            module = item.module()
+            device = None if module is None else _device_of(module)
+            if device is not None and device != item.probe.sums.device:
+                item.probe.sums = item.probe.sums.to(device)
+
+
+@dataclass(frozen=True, slots=True)
+class IndexWindow:
+    """The tables of a closed window, still without their numbers.
+
+    Attributes:
+        tables: Names and sizes of the tables.
+        layouts: Where their sums stand.
+        threshold: Multiplier of the mean from which an expert is hot.
+        due: Whether the counts per expert are to be kept.
+        hot: The hot experts of the last windows of each; the writer's thread alone adds to it.
+    """
+
+    tables: tuple[TableShape, ...]
+    layouts: tuple[IndexLayout, ...]
+    threshold: float
+    due: bool
+    hot: "tuple[deque[NDArray[np.int64]], ...]"
+
+    @property
+    def field(self) -> str:
+        """Field of the snapshot that the records go to."""
+        return "indices"
+
+    def stats(self, bits: NDArray[np.int64]) -> list[IndexStats]:
+        """The records with their counts, from numbers that have arrived on the host.
+
+        Cost: see `moetrace.index_stats.index_stats_of`, for each table.
+        """
+        records, start = [], 0
+        for table, layout, hot in zip(self.tables, self.layouts, self.hot, strict=True):
+            record = self._record(table, layout, bits[start : start + layout.width])
+            records.append(self._with_history(record, hot))
+            start += layout.width
+        return with_shared(records)
+
+    def _record(
+        self, table: TableShape, layout: IndexLayout, sums: NDArray[np.int64]
+    ) -> IndexStats:
+        experts = table.num_experts
+        scores = sums[layout.score_sum : layout.score_sum + experts] if layout.scored else None
+        scalars = {name: int(sums[layout.scalar(name)]) for name in INDEX_SCALARS}
+        return index_stats_of(
+            table.layer,
+            sums[:experts],
+            columns=table.columns,
+            threshold=self.threshold,
+            score_sum=scores,
+            scalars=scalars,
+            out_of_range=int(sums[experts]),
+            due=self.due,
+        )
+
+    def _with_history(self, record: IndexStats, before: "deque[NDArray[np.int64]]") -> IndexStats:
+        assert record.tokens_per_expert is not None
+        hot = np.sort(hot_indices(record.tokens_per_expert, threshold=self.threshold))
+        overlap = float(hot_overlap(before[-1], hot)) if before else np.nan
+        before.append(hot)
+        whole = len(before) == _HISTORY
+        lasting = persistent_experts(list(before)) if whole else hot[:0]
+        return replace(
+            record,
+            history=len(before),
+            persistent=lasting.size if whole else None,
+            persistent_experts=tuple(int(expert) for expert in lasting[:MOST_LISTED].tolist()),
+            overlap=None if np.isnan(overlap) else overlap,
+        )
+
+
+def _device_of(module: nn.Module) -> torch.device | None:
+    for tensor in (*module.parameters(), *module.buffers()):
+        return None if tensor.is_meta else tensor.device
+    return None
+
+
+def _zeros(size: int, device: torch.device) -> Tensor:
+    # Made under inference mode the tensor could not be updated by a later training step.
+    with torch.inference_mode(False):
+        return torch.zeros(size, dtype=torch.int64, device=device)
+
+
+def _add_one_by_one(into: list[Tensor], what: list[Tensor]) -> None:
+    for one, other in zip(into, what, strict=True):
+        one.add_(other)
+
+
+def _zero_one_by_one(tensors: list[Tensor]) -> None:
+    for tensor in tensors:
+        tensor.zero_()
+
+
+# One call for all tables of a device; a loop where the private names have gone away.
+_add_each: Any = getattr(torch, "_foreach_add_", _add_one_by_one)
+_zero_each: Any = getattr(torch, "_foreach_zero_", _zero_one_by_one)
