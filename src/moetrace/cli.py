@@ -92,6 +92,12 @@ def parser() -> argparse.ArgumentParser:
     )
     watch.add_argument("--once", action="store_true", help="print one frame and end")
 
+    serve = _add(commands, "serve", "the report as a page that renews itself", _serve)
+    serve.add_argument("run", metavar="RUN", help="folder of the run")
+    serve.add_argument(
+        "--port", type=_port, default=0, help="port on 127.0.0.1 (default: a free one)"
+    )
+
     check = _add(commands, "check", "hold rules against a run, for a pipeline", _check)
     check.add_argument("run", metavar="RUN", help="folder of the run")
     check.add_argument(
@@ -159,6 +165,13 @@ def _seconds(text: str) -> float:
         number = 0.0
     if not 0.1 <= number <= 86400:
         raise argparse.ArgumentTypeError(f"found {text!r}; it takes seconds, 0.1 to 86400")
+    return number
+
+
+def _port(text: str) -> int:
+    number = int(text) if text.isascii() and text.isdigit() and len(text) < 6 else -1
+    if not 0 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f"found {text!r}; it takes a port, 0 to 65535")
     return number
 
 
@@ -252,6 +265,20 @@ def _watch(options: argparse.Namespace) -> int:
             show_once(view)
     else:
         watch(options.run, phase=options.phase, interval=options.interval)
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from moetrace.serve import Server, serve
+
+    def ready(server: Server) -> None:
+        if options.json:
+            _print_json({"run_id": server.pages.run_id, "url": server.url})
+        else:
+            print(f"{server.url}  (this machine only; Ctrl-C ends)")
+        sys.stdout.flush()
+
+    serve(options.run, port=options.port, ready=ready)
     return 0
 
 

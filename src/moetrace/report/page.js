@@ -24,6 +24,8 @@ async function start() {
   drawAlarms(page.phases);
   await painted();
   page.rest();
+  // of live.js, where the page is served
+  if (typeof resume === "function") resume(page);
   document.body.dataset.drawn = "all";
   performance.mark("all drawn");
 }

@@ -67,17 +67,19 @@ def write_report(run: Run, out: str | os.PathLike[str], *, cap: int = CAP) -> Pa
     return path
 
 
-def render(run: Run, *, cap: int = CAP) -> str:
+def render(run: Run, *, cap: int = CAP, live: str = "") -> str:
     """The run as the text of one self-contained HTML page.
 
     Args:
         run: The run, live or finished.
         cap: Most characters of the page. Where every window does not fit exactly, neighbouring ones
             are added up until they do, and the page says so; the last window is always exact.
+        live: For `moetrace.serve`: what the folder is like. The page then asks ``state``, beside
+            itself, and loads itself anew when the answer is another one.
 
     Returns:
         HTML that requests nothing: its Content-Security-Policy names the hashes of its own scripts
-        and style, and allows nothing else.
+        and style, and allows nothing else. A live page may ask its own server.
     """
     histories = {phase: run.snapshots(phase=phase) for phase in run.phases}
     histories = {phase: history for phase, history in histories.items() if history}
@@ -86,7 +88,7 @@ def render(run: Run, *, cap: int = CAP) -> str:
         phase: tabulate(phase, [[item] for item in history], layers)
         for phase, history in histories.items()
     }
-    shell = {**_assets(), **_told(run, histories, tables)}
+    shell = {**_assets(live=bool(live)), **_told(run, histories, tables), **_lively(live)}
     room = cap - sum(map(len, shell.values())) - len(_resource("page.html"))
     data = build(histories, layers, tables, cap=room) if layers else '{"phases":[]}'
     parts = {**shell, "data": data}
@@ -198,10 +200,22 @@ def _joined(lines: Iterable[str]) -> str:
     return "\n".join(lines)
 
 
+def _lively(state: str) -> dict[str, str]:
+    """What a served page has and a file has not."""
+    if not state:
+        promise = "One file, nothing loaded: the Content-Security-Policy of this page allows no"
+        return {"live": "", "promise": f"{promise} request."}
+    live = (
+        f'<span id="live" data-state="{escape(state)}"><label><input type="checkbox" checked> '
+        "follow the run</label> <output></output></span>"
+    )
+    return {"live": live, "promise": "Served on this machine alone, and renewed from there."}
+
+
 @cache
-def _assets() -> dict[str, str]:
+def _assets(*, live: bool) -> dict[str, str]:
     """Scripts and style, and the policy that lets exactly these act."""
-    own = "\n".join(map(_resource, SCRIPTS))
+    own = "\n".join(map(_resource, (*(("live.js",) if live else ()), *SCRIPTS)))
     script = f'(() => {{\n"use strict";\n{own}}})();\n'
     uplot = _resource("vendor/uPlot.iife.min.js")
     style = _resource("vendor/uPlot.min.css") + _resource("page.css")
@@ -209,6 +223,8 @@ def _assets() -> dict[str, str]:
         f"default-src 'none'; script-src {_hash(uplot)} {_hash(script)}; style-src {_hash(style)}; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
+    if live:
+        policy += "; connect-src 'self'"
     return {"policy": policy, "style": style, "uplot": uplot, "script": script}
 
 
