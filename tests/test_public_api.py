@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 HEAVY = ("torch", "numpy", "rich", "transformers", "safetensors", "orjson", "matplotlib")
 
-COMMANDS = ("check", "compare", "demo", "doctor", "inspect", "report", "show", "sync")
+COMMANDS = ("check", "compare", "demo", "doctor", "export", "inspect", "report", "show", "sync")
 
 
 def imported_by(code: str, names: tuple[str, ...] = HEAVY) -> set[str]:
@@ -79,13 +79,14 @@ class TestImportCost:
         """Touching ``attach`` does bring torch and numpy, so the look sees what it looks for."""
         assert imported_by("import moetrace; moetrace.attach") >= {"torch", "numpy"}
 
-    @pytest.mark.parametrize("command", ["check", "compare", "inspect", "show", "report"])
+    @pytest.mark.parametrize("command", ["check", "compare", "export", "inspect", "show", "report"])
     @pytest.mark.parametrize("form", ["text", "json"])
     def test_reading_a_run_imports_no_torch(self, command: str, form: str, tmp_path: Path) -> None:
         """The commands that read a run work on a machine that has no torch to speak of."""
         recorded(tmp_path / "run", window(1, 10, stats("mlp", [3, 1])))
         arguments = [command, str(tmp_path / "run"), *(["--json"] if form == "json" else [])]
         arguments += ["--rule", "load_cv < 9"] if command == "check" else []
+        arguments += ["--format", "csv"] if command == "export" else []
         arguments[1:1] = [str(tmp_path / "run")] if command == "compare" else []
         code = f"from moetrace.cli import main; assert main({arguments!r}) == 0"
         assert imported_by(code, ("torch", "transformers")) == set()

@@ -118,6 +118,19 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--step", type=int, help="a step of the windows shown (default: the last)")
     compare.add_argument("-o", "--out", help="also write one self-contained HTML file")
 
+    export = _add(commands, "export", "a run in other programs' formats", _export)
+    export.add_argument("run", metavar="RUN", help="folder of the run")
+    export.add_argument(
+        "--format",
+        required=True,
+        metavar="FORMAT",
+        help="csv, json, parquet; perfetto; seed000 (router weights), seed003 (gradient norms)",
+    )
+    export.add_argument("-o", "--out", metavar="DIR", help="folder (default: RUN/export)")
+    export.add_argument(
+        "--experts", action="store_true", help="tables: also a row per window, layer and expert"
+    )
+
     sync = _add(
         commands, "sync", "replay a run into a sink, such as a tracker that was down", _sync
     )
@@ -322,6 +335,24 @@ def _compare(options: argparse.Namespace) -> int:
         from moetrace.printable import printable
 
         print(f"\n{printable(str(page), longest=LONGEST)}")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from moetrace.export import export_run
+    from moetrace.printable import printable
+    from moetrace.run import open_run
+
+    run = open_run(options.run)
+    out = options.out or run.path / "export"
+    exported = export_run(run, out, form=options.format, experts=options.experts)
+    if options.json:
+        files = [str(path) for path in exported.files]
+        record = {"run_id": run.run_id, "format": exported.form, "files": files}
+        _print_json({**record, "rows": exported.rows, "faults": list(run.faults)})
+    else:
+        for path in exported.files:
+            print(printable(str(path), longest=LONGEST))
     return 0
 
 

@@ -5,7 +5,6 @@ A layer is ``layer_0``; a router has components (``load_balancer``, ``expression
 """
 
 import fnmatch
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,34 +12,23 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from moetrace.errors import NoRouterFound
+from moetrace.export.weight_layers import layer_keys, parts_of, statistics_of
 from moetrace.probes.weights import stats_of, weights_of
 from moetrace.readers import Found, find_routers
 from moetrace.readers.wrapping import class_of, cores, user_name
-from moetrace.weight_stats import WeightStats
 
 __all__ = [
-    "CHANGES",
-    "STATISTICS",
     "FollowedRouter",
     "Targets",
     "compute_weight_statistics",
     "extract_router_weights",
     "followed_routers",
-    "layers_of",
-    "parts_of",
 ]
 
 Targets = str | Iterable[str] | Mapping[str, nn.Module]
 """Glob or globs over the dotted names of modules, or modules by the key they shall have."""
 
-STATISTICS = ("mean", "std", "min", "max", "norm")
-"""What is told of a tensor, beside its shape."""
-CHANGES = ("diff_norm", "diff_mean", "diff_max", "diff_std")
-"""What is told of its change since the record before."""
-
 _COMPONENTS = ("load_balancer", "expression_projector")
-_WHOLE = "router"
-_FIRST_LAYER = "_l0"
 _CALLED_SO = re.compile(r"rout|gat(e|ing)|balanc|project", re.IGNORECASE)
 _MOST_CANDIDATES = 8
 
@@ -91,7 +79,7 @@ def followed_routers(model: nn.Module, targets: Targets | None = None) -> list[F
         raise NoRouterFound(_nothing(model, targets, known))
     wanted = set(map(id, chosen))
     found = [(core.hooked, core.paths) for core in cores(model) if id(core.hooked) in wanted]
-    keys = _keys([paths for _, paths in found])
+    keys = layer_keys([user_name(paths[0]) for _, paths in found])
     return [
         FollowedRouter(key, module, paths) for key, (module, paths) in zip(keys, found, strict=True)
     ]
@@ -140,55 +128,8 @@ def compute_weight_statistics(
     """
     flat: dict[str, float | list[int] | None] = {}
     for stats in stats_of("", weights):
-        flat |= _statistics(stats.name, stats)
+        flat |= statistics_of(stats.name, stats)
     return flat
-
-
-def parts_of(path: str) -> tuple[str, str]:
-    """Component and name of a tensor, from its dotted name within the router.
-
-    The first layer of a GRU goes without its number; further layers and directions keep theirs.
-
-    >>> parts_of("load_balancer.weight_ih_l0"), parts_of("load_balancer.weight_hh_l1")
-    (('load_balancer', 'weight_ih'), ('load_balancer', 'weight_hh_l1'))
-    >>> parts_of("weight")
-    ('router', 'weight')
-    """
-    component, dot, name = path.partition(".")
-    if not dot:
-        component, name = _WHOLE, path
-    return component, name.removesuffix(_FIRST_LAYER)
-
-
-def layers_of(records: Iterable[WeightStats]) -> dict[str, dict[str, dict[str, object]]]:
-    """Records as flat numbers by layer and component, changes beside them.
-
-    A tensor of which only a part is known, such as one rank's shard, has a shape and no numbers.
-    """
-    records = list(records)
-    layers: dict[str, dict[str, dict[str, object]]] = {}
-    for stats in records:
-        component, name = parts_of(stats.name)
-        layer = layers.setdefault(stats.layer, {})
-        layer.setdefault(component, {}).update(_statistics(name, stats))
-    for stats in records:
-        if stats.diff_norm is not None and _is_whole(stats):
-            component, name = parts_of(stats.name)
-            changes = layers[stats.layer].setdefault(f"{component}_changes", {})
-            changes |= {f"{name}_{item}": getattr(stats, item) for item in CHANGES}
-    return layers
-
-
-def _statistics(name: str, stats: WeightStats) -> dict[str, float | list[int] | None]:
-    whole = _is_whole(stats)
-    found: dict[str, float | list[int] | None] = {
-        f"{name}_{item}": getattr(stats, item) if whole else None for item in STATISTICS
-    }
-    return {**found, f"{name}_shape": list(stats.shape)}
-
-
-def _is_whole(stats: WeightStats) -> bool:
-    return not stats.sharded or stats.numel == math.prod(stats.shape)
 
 
 def _with_components(model: nn.Module) -> list[nn.Module]:
@@ -218,15 +159,6 @@ def _matching(model: nn.Module, globs: Sequence[str]) -> list[nn.Module]:
         if any(fnmatch.fnmatchcase(user_name(path), glob) for path in core.paths for glob in globs)
         and next(weights_of(core.hooked), None) is not None
     ]
-
-
-def _keys(paths: list[tuple[str, ...]]) -> list[str]:
-    numbers = [
-        next((part for part in user_name(own[0]).split(".") if part.isdigit()), "") for own in paths
-    ]
-    if "" in numbers or len(set(numbers)) < len(numbers):
-        numbers = [str(position) for position in range(len(paths))]
-    return [f"layer_{number}" for number in numbers]
 
 
 def _nothing(model: nn.Module, targets: Targets | None, known: Iterable[Found]) -> str:

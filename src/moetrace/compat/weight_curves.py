@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from moetrace.alerts import Alert
-from moetrace.compat.router_weights import layers_of
+from moetrace.export.weight_layers import layers_of
 from moetrace.sinks.base import Sink
 from moetrace.snapshot import Snapshot
 

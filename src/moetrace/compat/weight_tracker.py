@@ -14,17 +14,10 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from moetrace.compat.router_weights import (
-    CHANGES,
-    STATISTICS,
-    FollowedRouter,
-    Targets,
-    followed_routers,
-    layers_of,
-    parts_of,
-)
+from moetrace.compat.router_weights import FollowedRouter, Targets, followed_routers
 from moetrace.compat.weight_curves import WeightCurves
 from moetrace.compat.weight_files import Nested, SnapshotFormat, save_json, save_snapshot
+from moetrace.export.weight_layers import CHANGES, STATISTICS, layers_of, parts_of
 from moetrace.feed import SinkFeed
 from moetrace.probes import WeightMeter, WeightProbe
 from moetrace.probes.weights import weights_of
