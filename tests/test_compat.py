@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -459,7 +460,7 @@ class TestConsole:
 
 class TestDetailedLogs:
     def test_a_file_a_window(self, tmp_path, monkeypatch):
-        """S1-09, S1-25: valid JSON beside a run folder, null where a metric is undefined."""
+        """S1-09, S1-23, S1-25: valid JSON beside a run folder, null where a metric is undefined."""
         monkeypatch.chdir(tmp_path)
         model = Model()
         callback = create_moe_callback_for_pytorch(
@@ -486,6 +487,28 @@ class TestDetailedLogs:
         assert (layer["expert_cv"], layer["unused_experts"]) == (0.0, 0.0)
         assert layer["routing_entropy"] is None
         assert moetrace.open_run(folder / "run").steps().tolist() == [[1, 2], [3, 3]]
+
+    def test_pictures_as_files(self, tmp_path):
+        """S1-48: a picture per layer every N steps, a row per expert and a column per window."""
+        model = Model()
+        callback = create_moe_callback_for_pytorch(
+            model,
+            log_every_n_steps=2,
+            log_heatmap_every=4,
+            log_to_console=False,
+            save_detailed_logs=True,
+            log_dir=tmp_path,
+        )
+        model.layers[0].mlp.gate.load = [8, 0, 0, 0, 0, 0, 0, 0]
+        steps(callback, model, 5)
+        callback.cleanup()
+        (path,) = tmp_path.glob("*.png")
+        assert path.name == "layers.0.mlp_heatmap_step_4.png"
+        picture = Image.open(path)
+        rows = [picture.getpixel((0, 16 + 32 * expert)) for expert in range(8)]
+        assert picture.size == (2 * 32, 8 * 32)
+        assert rows[0] != rows[1]
+        assert rows[1:] == [(13, 16, 54)] * 7
 
 
 class TestTheEnd:
@@ -597,7 +620,7 @@ class TestPrograms:
         assert not any(module._forward_hooks for module in names["model"].modules())
 
     def test_a_trainer(self, run_folder, capsys):
-        """S1-01, S1-13, S1-36, S1-41, S1-42, S1-54: both loggers' rows; no bit is another."""
+        """S1-01, S1-13, S1-36, S1-41, S1-42, S1-45, S1-54: rows of both loggers; the same bits."""
         from transformers import Trainer, TrainingArguments
 
         more = {
@@ -637,7 +660,10 @@ class TestPrograms:
         assert all("moe/model.layers.0.mlp/expert_cv" in row for row in ours)
         theirs = [row["train/global_step"] for row in rows if "train/loss" in row]
         assert theirs == list(range(10, 101, 10))
-        assert "MoE step 100: moe/avg_expert_cv=" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert "MoE step 100: moe/avg_expert_cv=" in said
+        summary = names["moe_callback"].get_summary()
+        assert f"MoE summary: 100 steps, {summary['total_alerts']} alerts" in said
 
     def test_a_trainer_draws_its_pictures(self, tmp_path, capsys):
         """S1-19, S1-54: the picture of each layer when it is due, also under accumulation."""

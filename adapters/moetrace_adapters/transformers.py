@@ -299,9 +299,11 @@ class MoEMonitoringCallback(MoETraceCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Close where no last log came."""
+        """Close where no last log came, and print the summary."""
         self._look_away()
         super().on_train_end(args, state, control, **kwargs)
+        if state.is_world_process_zero:
+            self._session.do(lambda tracer: self._shown.say_summary(tracer.step))
 
     def get_summary(self) -> dict[str, Any]:
         """``total_steps``, ``total_alerts``, and ``alert_types``: how many of each kind."""

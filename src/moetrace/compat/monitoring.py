@@ -15,6 +15,7 @@ from typing import Any
 
 from moetrace.alerts import Alert, AlertRules
 from moetrace.compat.auxiliary_loss import AuxiliaryLoss
+from moetrace.compat.heatmap_files import HeatmapFiles
 from moetrace.metrics import layer_detail
 from moetrace.sinks.base import Sink
 from moetrace.sinks.console import ConsoleSink
@@ -39,8 +40,8 @@ class MoEMonitoring:
         alert_threshold_imbalance: Alert above this load of the busiest expert, over the mean.
         unused_expert_threshold: Alert from this share of unused experts on.
         entropy_threshold: Alert below this routing entropy, nats.
-        save_detailed_logs: Write a JSON file per window, and a run folder ``run``, into
-            ``log_dir``.
+        save_detailed_logs: Write a JSON file per window, the pictures, and a run folder ``run``,
+            into ``log_dir``.
         window_size: Accepted for old programs. Pictures show the last 256 windows.
         log_dir: Folder of the detailed logs.
     """
@@ -95,6 +96,11 @@ class MonitoringSink:
         self._auxiliary = auxiliary
         self._console = _Console() if monitoring.log_to_console else None
         self._logger = _logger(monitoring)
+        self._heatmaps = (
+            HeatmapFiles(Path(monitoring.log_dir), monitoring.log_heatmap_every)
+            if monitoring.save_detailed_logs
+            else None
+        )
         self._alerts: Counter[str] = Counter()
         self._lock = threading.Lock()
 
@@ -108,14 +114,20 @@ class MonitoringSink:
             "alert_types": kinds,
         }
 
+    def say_summary(self, steps: int) -> None:
+        """Print the summary, where the console is on."""
+        if self._console is not None:
+            self._console.say(self.summary(steps))
+
     def write(self, snapshot: Snapshot, /) -> None:
         """Show it; files and console before the logger, which is the one that may fail."""
         if snapshot.phase == "train":
             snapshot = _Shown.of(snapshot, self._more(snapshot))
             if self._console is not None and snapshot.rank == 0:
                 self._console.write(snapshot)
-            if self._monitoring.save_detailed_logs and snapshot.rank == 0:
+            if self._heatmaps is not None and snapshot.rank == 0:
                 _save(Path(self._monitoring.log_dir), snapshot)
+                self._heatmaps.write(snapshot)
         if self._logger is not None:
             self._logger.write(snapshot)
 
@@ -165,6 +177,13 @@ class _Console(ConsoleSink):
         found = snapshot.metrics()
         shown = [f"{key}={found[key]:.4f}" for key in SHOWN if key in found]
         self._print(f"MoE step {snapshot.last_step}: {', '.join(shown)}")
+
+    def say(self, summary: Mapping[str, Any]) -> None:
+        """The summary of a training in one line."""
+        kinds = ", ".join(f"{kind} {count}" for kind, count in summary["alert_types"].items())
+        of_which = f" ({kinds})" if kinds else ""
+        steps, alerts = summary["total_steps"], summary["total_alerts"]
+        self._print(f"MoE summary: {steps} steps, {alerts} alerts{of_which}")
 
 
 def _logger(monitoring: MoEMonitoring) -> Sink | None:
