@@ -17,6 +17,7 @@ from moetrace.index_stats import (
 )
 from moetrace.metrics import mutual_information
 from moetrace.snapshot import Snapshot, merge
+from moetrace.store.lines import DamagedRecord
 from moetrace.store.tables import from_columns, to_columns
 
 draws = st.lists(st.integers(0, 9), min_size=24, max_size=24).map(lambda c: np.array(c, np.int64))
@@ -179,3 +180,25 @@ class TestStored:
         assert "tokens_per_expert" not in record["indices"][0]
         (found,) = Snapshot.from_dict(record).indices
         assert fields_of(found) == fields_of(stats)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"num_experts": 0},
+            {"columns": 5},
+            {"columns": -6},
+            {"row_draws": (1,)},
+            {"hot_draws": (1, 2, 3)},
+            {"draws": -1},
+            {"highest": 24},
+            {"threshold": float("nan")},
+            {"column_draws": (-1, 0, 0, 0, 0, 1)},
+        ],
+    )
+    def test_parts_that_do_not_fit_each_other(self, change):
+        """A line whose parts are of different tables is damaged, not a number that looks right."""
+        columns = to_columns([table(np.arange(24))])
+        for name, value in change.items():
+            columns[name] = [list(value) if isinstance(value, tuple) else value]
+        with pytest.raises(DamagedRecord):
+            from_columns(IndexStats, columns)

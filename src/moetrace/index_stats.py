@@ -130,6 +130,9 @@ class IndexStats:
         due: Whether the counts per expert are worth a place on the disk.
         tokens_per_expert: c_e, int64 ``(E,)``, or None in a record that holds reductions alone.
         score_sum: Sums of scores per expert in fixed point, or None.
+
+    Raises:
+        ValueError: Its parts are not of one table.
     """
 
     layer: str
@@ -173,6 +176,26 @@ class IndexStats:
     score_sum: NDArray[np.int64] | None = field(
         default=None, repr=False, metadata={"stored": False}
     )
+
+    def __post_init__(self) -> None:
+        rows = self.num_experts // self.columns if self.columns > 0 else 0
+        pairs = (
+            (self.hot_experts, self.hot_draws),
+            (self.top_experts, self.top_draws),
+            (self.ranks, self.rank_draws),
+            (self.shared_experts, self.shared_draws),
+        )
+        if (
+            self.num_experts < 1
+            or self.columns < 0
+            or rows * self.columns not in (0, self.num_experts)
+            or (len(self.row_draws), len(self.column_draws)) != (rows, self.columns)
+            or any(len(names) != len(counts) for names, counts in pairs)
+            or min(self.draws, self.tokens, self.calls, *self.row_draws, *self.column_draws) < 0
+            or not -1 <= self.highest < self.num_experts
+            or not 0 < self.threshold < math.inf
+        ):
+            raise ValueError(f"found a record of {self.layer!r} whose parts do not fit each other")
 
     @property
     def key(self) -> str:

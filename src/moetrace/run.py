@@ -17,7 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.errors import RunNotReadable
+from moetrace.index_layout import SCORE_BITS
+from moetrace.index_stats import INDEX_METRICS
 from moetrace.metrics import METRICS, EverUsed
+from moetrace.notebook import layers_html, notebook_html
+from moetrace.printable import span_text
 from moetrace.routing_stats import RoutingStats
 from moetrace.snapshot import Snapshot, merge, with_never_used
 from moetrace.store.index import RunIndex, index_run
@@ -102,6 +106,27 @@ class Run:
         """What could not be read, in words; it grows when a row has gone bad since the opening."""
         return (*self._index.faults, *self._late_faults)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what the run is, and its newest window; see `moetrace.notebook`.
+
+        Cost: the arrays of one window are read.
+        """
+        facts = [
+            ("model", str(self.manifest.get("model", "not recorded"))),
+            ("ranks", str(len(self.ranks))),
+            ("state", "finished" if self.finished else "open"),
+            ("faults", str(len(self.faults))),
+        ]
+        parts: list[str] = []
+        for phase in self.phases[:1]:
+            groups = self._groups(phase)
+            newest = self._merged(groups[-1]) if groups else None
+            facts.append((phase, f"{len(groups)} windows"))
+            if newest is not None:
+                facts.append(("newest", span_text(newest.first_step, newest.last_step)))
+                parts.append(layers_html(newest.routing))
+        return notebook_html(f"run {self.run_id}", facts, *parts)
+
     def snapshots(
         self, *, phase: str = "train", rank: int | None = None, superseded: bool = False
     ) -> list[Snapshot]:
@@ -171,6 +196,57 @@ class Run:
         if phase not in self._tables:
             self._tables[phase] = self._metric_tables(phase)
         return self._tables[phase][name].copy()
+
+    def tables(self, *, phase: str = "train") -> tuple[str, ...]:
+        """Names of the layers whose look-ups in a table of experts were counted."""
+        return tuple(
+            dict.fromkeys(item.layer for w in self.windows(phase=phase) for item in w.indices)
+        )
+
+    def index_metric(self, name: str, *, phase: str = "train") -> NDArray[np.float64]:
+        """A metric per window and table, shape ``(windows, tables)``; NaN where it is undefined.
+
+        Over several ranks what does not add is known only in windows whose counts per expert were
+        kept (``IndexProbe(dense_every=...)``), and NaN in the others.
+
+        Args:
+            name: A key of `IndexStats.metrics`.
+            phase: The phase.
+
+        Raises:
+            ValueError: There is no such metric.
+        """
+        if name not in INDEX_METRICS:
+            known = ", ".join(INDEX_METRICS)
+            raise ValueError(f"found no metric {name!r} of tables; the metrics are {known}")
+        windows = [
+            {t.layer: t.metrics()[name] for t in w.indices} for w in self.windows(phase=phase)
+        ]
+        layers = dict.fromkeys(layer for window in windows for layer in window)
+        rows = [[window.get(layer) for layer in layers] for window in windows]
+        table = np.array(rows, np.float64).reshape(len(windows), len(layers))
+        return table
+
+    def draws(
+        self, layer: str, *, phase: str = "train"
+    ) -> Iterator[tuple[list[int], NDArray[np.int64], NDArray[np.float64] | None]]:
+        """Counts per expert of a table, for the windows that keep them, all ranks together.
+
+        Args:
+            layer: Name of the layer.
+            phase: The phase.
+
+        Yields:
+            First and last step of the window, draws per expert ``(E,)``, and the sums of the
+            router's scores per expert, or None where no scores were seen.
+        """
+        for group in self._groups(phase):
+            merged = self._merged(group, dense=True)
+            for table in () if merged is None else merged.indices:
+                if table.layer == layer and table.tokens_per_expert is not None:
+                    scores = table.score_sum
+                    real = None if scores is None else scores / float(1 << SCORE_BITS)
+                    yield _span(group), table.tokens_per_expert, real
 
     def steps(self, *, phase: str = "train") -> NDArray[np.int64]:
         """First and last step of each window, shape ``(windows, 2)``."""
@@ -259,7 +335,11 @@ class Run:
         for window in windows:
             yield window if len(self.ranks) < 2 else with_never_used(window, used)[0]
 
-    def _merged(self, group: Sequence[Entry], *, alone: bool = False) -> Snapshot | None:
+    def _merged(
+        self, group: Sequence[Entry], *, alone: bool = False, dense: bool = False
+    ) -> Snapshot | None:
+        # Counts per expert make what ranks add up to exact; a single one has its reductions.
+        counts = dense or len(group) > 1
         # merge() takes what does not add from the last one: the lowest rank's newest window
         waiting = sorted(group, key=lambda e: (-e.segment.rank, e.last_step, e.seq))
         merged: Snapshot | None = None
@@ -267,7 +347,7 @@ class Run:
         while waiting:
             # A few at a time: a thousand ranks need not be in memory at once.
             few, waiting = waiting[:_MOST_AT_ONCE], waiting[_MOST_AT_ONCE:]
-            read = [(entry, part) for entry in few if (part := self._read(entry)) is not None]
+            read = [(e, part) for e in few if (part := self._read(e, dense=counts)) is not None]
             there += [entry for entry, _ in read]
             found = [*([] if merged is None else [merged]), *(part for _, part in read)]
             try:
@@ -276,6 +356,8 @@ class Run:
                 first, last = _span(group)
                 self._note(f"steps {first} to {last}: {error}; left out")
                 return None
+        if merged is not None and not dense:
+            merged = replace(merged, indices=tuple(item.reduced() for item in merged.indices))
         return merged if merged is None or alone else self._told(merged, there)
 
     def _told(self, merged: Snapshot, entries: Sequence[Entry]) -> Snapshot:
@@ -301,9 +383,9 @@ class Run:
                 routing += merge(holding).routing
         return replace(bare, routing=tuple(routing))
 
-    def _read(self, entry: Entry) -> Snapshot | None:
+    def _read(self, entry: Entry, *, dense: bool) -> Snapshot | None:
         try:
-            return read_snapshot(self._root, entry)
+            return read_snapshot(self._root, entry, dense=dense)
         except DamagedRecord as error:
             self._note(f"segment {entry.segment}: record {entry.line}: {error}; skipped")
             return None

@@ -7,6 +7,7 @@ segments/00001-00003-9f86d081.new/    a segment that nobody reads yet
 segments/00001-00003-9f86d081/    one segment: attempt 1, rank 3, and a nonce
     log.jsonl                     the line log
     g0-00000.safetensors          array rows of the first group of layers; g0-00001 when it is full
+    x00000.safetensors            counts per expert of the tables of one window
 ```
 """
 
@@ -17,6 +18,7 @@ from typing import Self
 __all__ = [
     "ARRAY_FILE",
     "CLAIM",
+    "DENSE_FILE",
     "LOG",
     "MANIFEST",
     "RUN_ID",
@@ -26,6 +28,7 @@ __all__ = [
     "SegmentName",
     "array_file",
     "claim",
+    "dense_file",
     "unfinished",
 ]
 
@@ -34,6 +37,7 @@ SEGMENTS = "segments"
 LOG = "log.jsonl"
 
 ARRAY_FILE = re.compile(r"g[0-9]{1,4}-[0-9]{5,7}\.safetensors", re.ASCII)
+DENSE_FILE = re.compile(r"x[0-9]{5,7}\.safetensors", re.ASCII)
 CLAIM = re.compile(r"([0-9]{5,9})-([0-9]{5,9})\.claim", re.ASCII)
 TEMPORARY = re.compile(r"run\.json\.[0-9a-f]{16}", re.ASCII)
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
@@ -83,6 +87,15 @@ def array_file(group: int, number: int) -> str:
     'g0-00001.safetensors'
     """
     return f"g{group}-{number:05d}.safetensors"
+
+
+def dense_file(number: int) -> str:
+    """Name of a segment's ``number``-th file with the counts per expert of tables.
+
+    >>> dense_file(1)
+    'x00001.safetensors'
+    """
+    return f"x{number:05d}.safetensors"
 
 
 def unfinished(segment: str) -> str:

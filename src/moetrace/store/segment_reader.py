@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from moetrace.snapshot import Snapshot
 from moetrace.store import files
 from moetrace.store.arrays import TENSORS
+from moetrace.store.dense import read_dense
 from moetrace.store.lines import MAX_LINE, DamagedRecord, open_line, read_lines, restored
 from moetrace.store.names import CLAIM, LOG, SEGMENTS, UNFINISHED, SegmentName
 from moetrace.store.records import Rows, parse_snapshot
@@ -50,7 +51,7 @@ class Entry:
         first_step: First step of its window.
         last_step: Last step of its window.
         wall_time: Unix time at which it closed, seconds.
-        digest: Checksum of its array rows: equal for equal counts and sums per expert.
+        digest: Of its array rows and tables: equal for equal counts and sums per expert.
         layers: Names of its layers.
         experts: Experts per layer.
         tokens: Tokens routed per layer.
@@ -140,8 +141,13 @@ def scan_segment(root: str, name: SegmentName) -> Segment:
     return scan.found()
 
 
-def read_snapshot(root: str, entry: Entry) -> Snapshot:
+def read_snapshot(root: str, entry: Entry, *, dense: bool = True) -> Snapshot:
     """The snapshot that a scan found.
+
+    Args:
+        root: Path of the run folder.
+        entry: Where it stands.
+        dense: Whether counts per expert of tables come with it, where they were kept.
 
     Raises:
         DamagedRecord: It is not there any more as it was.
@@ -154,12 +160,14 @@ def read_snapshot(root: str, entry: Entry) -> Snapshot:
             files.close(log)
         record = parse_snapshot(open_line(line))
         vectors = [read_rows(root, entry.segment, rows) for rows, _ in record.groups]
+        kept = record.dense if dense else ()
+        counts = {rows.position: read_dense(root, entry.segment, rows) for rows in kept}
     except OSError as error:
         raise DamagedRecord(f"cannot be read any more: {error.strerror}") from error
     if (record.layers, tuple(record.columns["num_experts"])) != (entry.layers, entry.experts):
         raise DamagedRecord("not the record any more that was found there")
     return record.snapshot(
-        vectors, run_id=entry.run_id, rank=entry.segment.rank, attempt=entry.segment.attempt
+        vectors, counts, run_id=entry.run_id, rank=entry.segment.rank, attempt=entry.segment.attempt
     )
 
 
@@ -312,6 +320,8 @@ class _Scan:
         for rows, _ in snapshot.groups:
             self._check_array_header(rows)
             read_rows(self._root, self._name, rows)
+        for kept in snapshot.dense:
+            read_dense(self._root, self._name, kept)
         return Entry(
             segment=self._name,
             run_id=run_id(record),
@@ -323,7 +333,12 @@ class _Scan:
             first_step=snapshot.scalars["first_step"],
             last_step=snapshot.scalars["last_step"],
             wall_time=snapshot.scalars["wall_time"],
-            digest=hash(tuple(rows.crcs for rows, _ in snapshot.groups)),
+            digest=hash(
+                (
+                    tuple(rows.crcs for rows, _ in snapshot.groups),
+                    tuple((t.draws, t.row_draws, t.top_draws) for t in snapshot.scalars["indices"]),
+                )
+            ),
             layers=self._layers.setdefault(snapshot.layers, snapshot.layers),
             experts=tuple(snapshot.columns["num_experts"]),
             tokens=tuple(snapshot.columns["tokens"]),

@@ -12,14 +12,16 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from moetrace.snapshot import Snapshot
 from moetrace.store import files
 from moetrace.store.array_writer import ArrayWriter
 from moetrace.store.arrays import TENSORS
+from moetrace.store.dense import DenseWriter
 from moetrace.store.lines import plain, seal_line
-from moetrace.store.names import ARRAY_FILE, LOG, SEGMENTS, SegmentName, unfinished
+from moetrace.store.names import ARRAY_FILE, DENSE_FILE, LOG, SEGMENTS, SegmentName, unfinished
 from moetrace.store.records import columns, groups_of, parse_snapshot
 from moetrace.store.schema import FORMAT
 
@@ -108,7 +110,12 @@ class SegmentWriter:
         if found != own:
             raise ValueError(f"found a snapshot of (run, rank, attempt) {found}, this is {own}")
         record = columns(snapshot)
+        snapshot = replace(
+            snapshot,
+            indices=tuple(item if item.due else item.reduced() for item in snapshot.indices),
+        )
         size = sum(getattr(stats, name).nbytes for stats in snapshot.routing for name in TENSORS)
+        size += sum(item.nbytes for item in snapshot.indices)
         self._commit(lambda: self._put_snapshot(snapshot, record), size)
         self._snapshots += 1
 
@@ -190,6 +197,8 @@ class SegmentWriter:
             for group in positions
         ]
         record = {**record, "arrays": [rows.to_record() for rows in put]}
+        if dense := self._dense.put(snapshot.indices):
+            record["dense"] = [rows.to_record() for rows in dense]
         parse_snapshot(record)  # what would not be read back is not acknowledged
         self._put_line({"record": "snapshot"}, record)
         self._arrays.commit(put)
@@ -211,7 +220,7 @@ class SegmentWriter:
             _discard(made)
             raise
         self.name, self._folder, self._lines, self._durable = name, made, 0, 0
-        self._arrays = ArrayWriter(made)
+        self._arrays, self._dense = ArrayWriter(made), DenseWriter(made)
         self._synced_at, self._unsynced_parents = files.monotonic(), True
         self._unsyncable: OSError | None = None
         try:
@@ -229,7 +238,7 @@ class SegmentWriter:
         for put, _ in self._retained:
             put()
         files.replace(self._folder, folder)
-        self._folder = self._arrays.folder = folder
+        self._folder = self._arrays.folder = self._dense.folder = folder
         self._at_risk = {}
         with contextlib.suppress(OSError):
             self._sync()  # where this fails too, the next sync finds out and tries again
@@ -255,6 +264,7 @@ class SegmentWriter:
             if not files.links(self._log):
                 raise FileNotFoundError(errno.ENOENT, "the segment was deleted", self._folder)
             self._arrays.sync()
+            self._dense.sync()
             files.sync(self._log)
             _sync_names(self._folder)
             if self._unsynced_parents:
@@ -321,7 +331,10 @@ class SegmentWriter:
         try:
             self._arrays.close()
         finally:
-            files.close(self._log)
+            try:
+                self._dense.close()
+            finally:
+                files.close(self._log)
 
 
 def _sync_names(folder: str) -> None:
@@ -333,7 +346,7 @@ def _discard(folder: str) -> bool:
     """Remove a segment that holds nothing acknowledged; whether it is gone."""
     try:
         for name in files.list_names(folder):
-            if name == LOG or ARRAY_FILE.fullmatch(name):
+            if name == LOG or ARRAY_FILE.fullmatch(name) or DENSE_FILE.fullmatch(name):
                 files.remove_file(os.path.join(folder, name))
         files.remove_folder(folder)
     except OSError:
