@@ -147,6 +147,7 @@ router would show by chance. Entropy in nats. dead: experts without a token.
                 "dropped",
                 "nonfinite",
                 "out_of_range",
+                "identity",
                 "tokens_per_expert",
                 "metrics",
                 "withheld",

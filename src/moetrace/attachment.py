@@ -150,7 +150,7 @@ def attach(
     state = TracerState()
     register(state)
     accumulators = Accumulators(
-        [AccumulatorLayout(site.num_experts) for site in sites],
+        [AccumulatorLayout(site.columns) for site in sites],
         [device_of(module) or torch.device("cpu") for module in modules],
     )
     routers = [item for item in found if item.reader is not None]
@@ -316,7 +316,10 @@ def _offer(
     folder: RunFolder | None, every: int, sites: Sequence[Site], place: Topology | None
 ) -> Offer:
     """What this rank says to the others where live numbers over all ranks are wanted."""
-    layers = tuple(Layer(site.name, site.num_experts, site.top_k, site.scoring) for site in sites)
+    layers = tuple(
+        Layer(site.name, site.num_experts, site.top_k, site.scoring, site.identity_experts)
+        for site in sites
+    )
     copies = str(place.copies_of()) if place is not None and place.replicated else ""
     return Offer("" if folder is None else folder.run_id, every, layers, copies)
 
@@ -335,6 +338,7 @@ def _header(
                 "name": item.site.name,
                 "aliases": list(item.site.aliases),
                 "num_experts": item.site.num_experts,
+                "identity_experts": item.site.identity_experts,
                 "top_k": item.site.top_k,
                 "scoring": item.site.scoring,
                 "scored_by": scored_by(item.module(), item.site.scoring),

@@ -38,7 +38,7 @@ class ClosedWindow:
 
 def stats_of(site: Site, sums: NDArray[np.int64]) -> RoutingStats:
     """The record of one router, from its row of sums, shape ``(W,)``."""
-    layout = AccumulatorLayout(site.num_experts)
+    layout, E = AccumulatorLayout(site.columns), site.num_experts
     counts = sums[: layout.num_experts]
     out_of_range = int(sums[layout.out_of_range])
     scalars = {name: int(sums[layout.scalar(name)]) for name in SCALARS}
@@ -58,10 +58,12 @@ def stats_of(site: Site, sums: NDArray[np.int64]) -> RoutingStats:
         num_experts=site.num_experts,
         top_k=top_k,
         scoring="none" if unscored else site.scoring,
-        tokens_per_expert=counts,
-        prob_sum=sums[layout.prob_sum : layout.gate_weight_sum],
-        gate_weight_sum=sums[layout.gate_weight_sum : layout.scalars],
+        tokens_per_expert=counts[:E],
+        prob_sum=sums[layout.prob_sum :][:E],
+        gate_weight_sum=sums[layout.gate_weight_sum :][:E],
         out_of_range=out_of_range,
+        identity=int(counts[E:].sum()),
+        identity_experts=site.identity_experts,
         **scalars,
     )
 

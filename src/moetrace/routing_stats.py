@@ -22,14 +22,15 @@ class RoutingStats:
 
     Attributes:
         layer: Name of the site: the dotted name of its MoE block.
-        num_experts: E, experts that can be routed to; shared experts are not counted.
+        num_experts: E, experts that can be routed to; shared experts are not counted, and identity
+            experts neither.
         top_k: K, experts chosen per token; 0 where that varies from token to token.
         scoring: How logits become probabilities, a name in `moetrace.layout.SCORINGS`, or
             ``"none"`` where the router shows no logits; then every sum of reals but
             ``gate_weight_sum`` is 0 and means nothing.
         tokens_per_expert: Assignments per expert, shape ``(E,)``, before dropping where the router
-            shows them; then they add up to ``tokens * top_k - out_of_range``, and otherwise to
-            ``dropped`` less.
+            shows them; then they add up to ``tokens * top_k - out_of_range - identity``, and
+            otherwise to ``dropped`` less.
         prob_sum: Sum over tokens of the router's probability, shape ``(E,)``, fixed point.
         gate_weight_sum: Sum of the mixing weights each expert got, shape ``(E,)``, fixed point.
         tokens: Routed tokens, padding excluded.
@@ -46,6 +47,10 @@ class RoutingStats:
             where a correction bias or a group limit overrules the logits.
         lse_sum: Sum of the log-sum-exp of the logits, fixed point.
         lse_sq_sum: Sum of its square, fixed point.
+        identity: Assignments to identity experts, which compute nothing (LongCat's zero experts, a
+            class that skips the experts): in no balance figure.
+        identity_experts: How many of those there are to choose. Where there are any, what is left
+            of ``prob_sum`` to one per token is theirs.
     """
 
     layer: str
@@ -66,6 +71,8 @@ class RoutingStats:
     margin_sum: int = 0
     lse_sum: int = 0
     lse_sq_sum: int = 0
+    identity: int = 0
+    identity_experts: int = 0
 
     def __post_init__(self) -> None:
         for name in VECTORS:
@@ -151,6 +158,8 @@ class RoutingStats:
             dropped=self.dropped,
             scores=self._scores(),
             calls=self.calls,
+            identity=self.identity,
+            identity_experts=self.identity_experts,
         )
 
     def _scores(self) -> ScoreSums | None:
@@ -171,7 +180,7 @@ class RoutingStats:
 VECTORS = ("tokens_per_expert", "prob_sum", "gate_weight_sum")
 """The fields of `RoutingStats` with one entry per expert, in the order of the accumulator."""
 
-COUNTERS = (*SCALARS, "out_of_range")
+COUNTERS = (*SCALARS, "out_of_range", "identity")
 """The scalar fields of `RoutingStats` that add when windows merge."""
 
 
@@ -197,6 +206,7 @@ def merge_stats(stats: Sequence[RoutingStats]) -> RoutingStats:
         num_experts=last.num_experts,
         top_k=last.top_k,
         scoring=last.scoring,
+        identity_experts=last.identity_experts,
         **sums,
     )
 
@@ -223,6 +233,8 @@ def shown_columns(stats: Sequence[RoutingStats]) -> dict[str, list[float | None]
             / float(1 << FRACTION_BITS["prob_sum"]),
             entropy=_column(item.entropy_sum for item in layers)
             / float(1 << FRACTION_BITS["entropy_sum"]),
+            identity=_column(item.identity for item in layers),
+            identity_experts=_column(item.identity_experts for item in layers),
         )
         for name, values in found.items():
             for position, value in zip(positions, values, strict=True):

@@ -13,6 +13,8 @@ from typing import Any, Literal, Self
 from moetrace.gradient_stats import GradientStats
 from moetrace.index_stats import IndexStats
 from moetrace.metrics import METRICS, EverUsed, LayerSpread, layer_detail, layer_summary, spread
+from moetrace.notebook import layers_html, notebook_html
+from moetrace.printable import span_text
 from moetrace.probe_stats import joined, stored_fields
 from moetrace.routing_stats import RoutingStats, merge_stats
 from moetrace.weight_stats import WeightStats
@@ -74,6 +76,12 @@ class Snapshot:
     def __iter__(self) -> Iterator[RoutingStats]:
         return iter(self.routing)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows; see `moetrace.notebook`."""
+        steps = span_text(self.first_step, self.last_step)
+        facts = [("phase", self.phase), ("", steps), ("rank", str(self.rank))]
+        return notebook_html(f"snapshot of {self.run_id}", facts, layers_html(self.routing))
+
     def __getitem__(self, layer: str) -> RoutingStats:
         for stats in self.routing:
             if stats.layer == layer:
@@ -102,7 +110,7 @@ class Snapshot:
     def metrics(self, *, per_layer: bool = False) -> dict[str, float]:
         """The window in a few numbers, under the names that a tracker shows them with.
 
-        At most 14 keys, whatever the model's size, and never NaN: a key is absent where no layer
+        At most 15 keys, whatever the model's size, and never NaN: a key is absent where no layer
         has its metric. Means are over layers, unweighted.
 
         Args:
@@ -121,6 +129,8 @@ class Snapshot:
             summary["moe/total_unused_experts"] = float(never)
         summary["moe/dropped_assignments"] = float(sum(stats.dropped for stats in self))
         summary["moe/nonfinite_tokens"] = float(sum(stats.nonfinite for stats in self))
+        if any(stats.identity_experts for stats in self):
+            summary["moe/identity_assignments"] = float(sum(stats.identity for stats in self))
         if per_layer:
             summary.update(layer_detail(by_layer))
         return summary

@@ -86,4 +86,5 @@ def _nothing(stats: RoutingStats) -> RoutingStats:
         tokens_per_expert=zeros,
         prob_sum=zeros,
         gate_weight_sum=zeros,
+        identity_experts=stats.identity_experts,
     )

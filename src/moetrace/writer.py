@@ -106,7 +106,7 @@ class Writer:
         self._first_use: dict[str, list[list[int]]] = {}
         self._live = None if live is None else LiveReduction(live, self._distribute)
         self._seq = 0
-        size = 8 * sum(AccumulatorLayout(site.num_experts).width for site in sites) + along
+        size = 8 * sum(AccumulatorLayout(site.columns).width for site in sites) + along
         self._longest_queue = min(_LONGEST_QUEUE, max(2, _MOST_BYTES // max(1, size)))
         self._queue: deque[ClosedWindow] = deque()
         self._lost: deque[str] = deque()
@@ -210,7 +210,7 @@ class Writer:
         for routers, probes, sums in window.copy.arrays():
             start = 0
             for index in routers:
-                width = AccumulatorLayout(self._sites[index].num_experts).width
+                width = AccumulatorLayout(self._sites[index].columns).width
                 stats[index] = stats_of(self._sites[index], sums[start : start + width])
                 start += width
             for probe, width in probes:

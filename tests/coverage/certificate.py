@@ -19,7 +19,7 @@ from tests.coverage.look_alikes import LOOK_ALIKES, SPARE_PARTS
 from tests.coverage.scan import Suspect
 from tests.coverage.truth import TrueSite, Truth
 
-__all__ = ["Row", "certify", "examine", "with_skipped"]
+__all__ = ["Row", "certify", "examine", "with_identity"]
 
 _MOST_NOTES = 4
 
@@ -202,9 +202,10 @@ def _judge(row: Row, site: TrueSite, label: str, window: Any, masks: dict[str, A
         row.fail("silent", "")
         return
     counted, true = stats.tokens_per_expert.tolist(), site.counts(label, masks)
-    if skipped := site.skipped(label, masks):
-        columns = len(counted)
-        true = with_skipped(true, experts=site.num_experts, columns=columns, skipped=skipped)
+    if stats.identity_experts:
+        skipped = site.skipped(label, masks)
+        counted = [*counted, stats.identity]
+        true = with_identity(true, experts=stats.num_experts, skipped=skipped)
     width = max(len(counted), len(true))
     counted, true = ([*item, *[0] * (width - len(item))] for item in (counted, true))
     tokens, dropped = site.tokens(label, masks), site.dropped(label, masks)
@@ -217,11 +218,10 @@ def _judge(row: Row, site: TrueSite, label: str, window: Any, masks: dict[str, A
     _judge_entropy(row, site, label, stats, masks)
 
 
-def with_skipped(true: list[int], *, experts: int, columns: int, skipped: int) -> list[int]:
-    """The counts with the choices of no expert in the column after the experts, if there is one."""
-    if columns <= experts:
-        return true
-    return [*true, *[0] * (experts - len(true)), skipped]
+def with_identity(true: list[int], *, experts: int, skipped: int) -> list[int]:
+    """The counts with the choices of identity experts, and of none, in one column behind them."""
+    real = true[:experts]
+    return [*real, *[0] * (experts - len(real)), sum(true[experts:]) + skipped]
 
 
 def _judge_entropy(row: Row, site: TrueSite, label: str, stats: Any, masks: dict[str, Any]) -> None:

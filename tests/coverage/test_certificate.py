@@ -7,7 +7,7 @@ import torch
 
 from moetrace import NoRouterFound, Routing, attach
 from tests.coverage import certificate
-from tests.coverage.certificate import examine, with_skipped
+from tests.coverage.certificate import examine, with_identity
 from tests.coverage.scan import Suspect, models_folder, scan
 from tests.coverage.test_scan import PAGE
 from tests.coverage.truth import SCORINGS
@@ -64,14 +64,14 @@ class TestCertificate:
             assert f"| {row.sites} | {row.counts} | {row.entropy} |" in line
 
 
-class TestSkippedChoices:
-    def test_no_column(self):
-        """Where the site has a column per expert only, a skip is in none of them."""
-        assert with_skipped([3, 1], experts=4, columns=4, skipped=2) == [3, 1]
+class TestIdentityChoices:
+    def test_skips_have_the_last_column(self):
+        """Choices of no expert stand behind the experts."""
+        assert with_identity([3, 1], experts=4, skipped=2) == [3, 1, 0, 0, 2]
 
-    def test_column_of_its_own(self):
-        """Where there is one column more, the skips are in it."""
-        assert with_skipped([3, 1], experts=4, columns=5, skipped=2) == [3, 1, 0, 0, 2]
+    def test_identity_experts_share_it(self):
+        """Those of ids past the experts do, together."""
+        assert with_identity([3, 1, 5, 6], experts=2, skipped=0) == [3, 1, 11]
 
 
 class TestThatItCanFail:

@@ -33,6 +33,7 @@ class TestMetricsPage:
             *SUMMARY,
             "moe/dropped_assignments",
             "moe/nonfinite_tokens",
+            "moe/identity_assignments",
             "moe/total_unused_experts",
             *(f"moe/{{layer}}/{name}" for name in DETAIL),
         ]

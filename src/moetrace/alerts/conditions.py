@@ -96,6 +96,7 @@ def _balance(rules: AlertRules, stats: RoutingStats, counts: NDArray[Any]) -> It
     total = int(counts.sum())
     ratio = busiest * experts / total
     chance = rules.above_floor and stats.dropped == 0 and 1 <= top_k <= experts
+    chance = chance and not stats.identity_experts  # K is not the number of experts of a token then
     if rules.alert_threshold_imbalance is not None:
         yield above(
             "severe_imbalance",
@@ -227,7 +228,9 @@ def _whole(stats: RoutingStats, total: int) -> bool:
     expected = stats.tokens * stats.top_k
     if stats.top_k == 0:  # tokens choose different numbers of experts
         return total > 0
-    return total > 0 and (stats.dropped > 0 or total + stats.out_of_range == expected)
+    return total > 0 and (
+        stats.dropped > 0 or total + stats.out_of_range + stats.identity == expected
+    )
 
 
 def _not_chance(stats: RoutingStats, count: int) -> bool:

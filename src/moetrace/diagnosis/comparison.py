@@ -246,7 +246,10 @@ def _no_weights(witness: Witness) -> tuple[int, int, str] | None:
     if tables >= len(counts):
         return None
     which = _listed(list(range(tables, len(counts))))
-    text = f"{{amount:,}} of {{of:,}} assignments went to experts without weights ({which})"
+    kind = (
+        "identity experts" if len(counts) - tables == witness.site.identity_experts else "experts"
+    )
+    text = f"{{amount:,}} of {{of:,}} assignments went to {kind} without weights ({which})"
     return max(1, sum(counts[tables:])), sum(counts), text
 
 

@@ -67,6 +67,7 @@ class SiteState:
             included; None without a trial.
         received: Assignments per expert that the experts received in it; None where not visible.
         seen_by: Where ``received`` was seen, or why nothing was visible; empty without a trial.
+        identity_experts: Identity experts, which are not among E; the last columns of ``decided``.
     """
 
     name: str
@@ -82,6 +83,7 @@ class SiteState:
     decided: tuple[int, ...] | None = None
     received: tuple[int, ...] | None = None
     seen_by: str = ""
+    identity_experts: int = 0
 
 
 @dataclass(frozen=True, slots=True)

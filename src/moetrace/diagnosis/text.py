@@ -61,12 +61,17 @@ def _by_kind(sites: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, 
     for site in sites:
         how = f" ({_said(site['scored_by'])})" if site["scored_by"] else ""
         kind = (
-            f"{printable(site['router'])}, {site['num_experts']} experts, "
+            f"{printable(site['router'])}, {_experts(site)}, "
             f"top-{site['top_k'] or '?'}, {printable(site['scoring'])}{how}, "
             f"read by {printable(site['rule'])}"
         )
         groups.setdefault(kind, []).append(site)
     return groups
+
+
+def _experts(site: Mapping[str, Any]) -> str:
+    identity = site.get("identity_experts")
+    return f"{site['num_experts']} experts{f' + {identity} identity' if identity else ''}"
 
 
 def _by_state(group: Sequence[Mapping[str, Any]]) -> list[str]:

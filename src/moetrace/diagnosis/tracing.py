@@ -297,6 +297,7 @@ def _state(item: Traced, stats: Mapping[str, RoutingStats], witness: Witness | N
         decided=tuple(witness.decision.counts) if witness is not None and ran else None,
         received=received,
         seen_by=seen_by,
+        identity_experts=site.identity_experts,
     )
 
 

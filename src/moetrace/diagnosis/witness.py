@@ -39,12 +39,12 @@ class Witness:
         self.site, self._router, self._reader = site, router, reader
         self.blocks_ran = self.routers_ran = self.read = 0
         self.unread = ""
-        self.decision = Decision([0] * site.num_experts)
+        self.decision = Decision([0] * site.columns)
         block_path = site.path.rpartition(".")[0]
         self._block = model.get_submodule(block_path) if site.path else None
-        self.holders = holders_of(self._block, router, site.num_experts)
+        self.holders = holders_of(self._block, router, site.columns)
         self.receipts = [Receipt() for _ in self.holders]
-        self.tables = max((holder.experts for holder in self.holders), default=site.num_experts)
+        self.tables = max((holder.experts for holder in self.holders), default=site.columns)
 
     @contextmanager
     def watching(self, mask_of: Any) -> Iterator[None]:

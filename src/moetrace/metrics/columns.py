@@ -33,6 +33,8 @@ def shown_metrics(
     scored: Integers,
     prob_sum: Reals,
     entropy: Reals,
+    identity: Integers | int = 0,
+    identity_experts: Integers | int = 0,
 ) -> Mapping[str, list[float | None]]:
     """Load CV, MaxVio and routing entropy of each layer; None where a metric is withheld.
 
@@ -45,6 +47,8 @@ def shown_metrics(
         scored: Tokens behind the sums of reals; 0 where the router shows no logits.
         prob_sum: Probabilities, summed over tokens and experts.
         entropy: Token routing entropies, summed, nats.
+        identity: Assignments to identity experts.
+        identity_experts: How many of those can be chosen.
 
     Cost: some 40 us and 2 us a layer.
 
@@ -55,14 +59,17 @@ def shown_metrics(
     """
     counts = np.ascontiguousarray(tokens_per_expert, dtype=np.float64)
     total = counts.sum(axis=1)
-    counted = np.asarray(tokens_per_expert).sum(axis=1) + out_of_range
+    counted = np.asarray(tokens_per_expert).sum(axis=1) + out_of_range + identity
     whole = (total > 0) & (np.min(tokens_per_expert, axis=1) >= 0)
     expected = tokens * top_k
     whole &= (dropped != 0) | (counted == expected) | (expected == 0)  # K may vary
     load = counts * counts.shape[1] / np.where(whole, total, 1.0)[:, None]
     shown = (scored > 0) & (tokens > 0)
     of = np.where(shown, scored, 1)
-    shown &= np.abs(prob_sum / of - 1.0) <= PROBABILITY_SLACK
+    rest = 1.0 - prob_sum / of
+    shown &= (np.abs(rest) <= PROBABILITY_SLACK) | (
+        (rest > 0.0) & (np.asarray(identity_experts) > 0)
+    )
     return {
         "load_cv": _where(whole, load.std(axis=1)),
         "max_vio": _where(whole, load.max(axis=1) - 1.0),

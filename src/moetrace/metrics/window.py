@@ -99,6 +99,8 @@ def window_metrics(
     dropped: int,
     scores: ScoreSums | None,
     calls: int = 0,
+    identity: int = 0,
+    identity_experts: int = 0,
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Every metric of one window of one layer, and the reason where there is none.
 
@@ -110,6 +112,8 @@ def window_metrics(
         dropped: Assignments that a capacity limit threw away.
         scores: Sums of the router's scores, or None where it shows none.
         calls: Forwards of the router, over all ranks.
+        identity: Assignments to identity experts, which compute nothing: in no balance figure.
+        identity_experts: How many of those can be chosen.
 
     Returns:
         Two dicts whose keys together are `METRICS`, none in both: values, and reasons.
@@ -120,7 +124,7 @@ def window_metrics(
     (0.5, 'the router shows no logits')
     """
     experts = int(tokens_per_expert.size)
-    counted = sum(tokens_per_expert.tolist()) + out_of_range
+    counted = sum(tokens_per_expert.tolist()) + out_of_range + identity
     values: dict[str, float] = {}
     reasons: dict[str, str] = {}
 
@@ -130,7 +134,8 @@ def window_metrics(
     else:
         reasons.update(dict.fromkeys(BALANCE, broken))
 
-    no_floor = broken or _no_null(counted, out_of_range, tokens, top_k, experts)
+    no_floor = broken or _beside_identity(identity_experts)
+    no_floor = no_floor or _no_null(counted, out_of_range, tokens, top_k, experts)
     for name, floor in FLOORS.items():
         if no_floor is None:
             expected = floor(tokens, num_experts=experts, top_k=top_k)
@@ -139,12 +144,14 @@ def window_metrics(
         else:
             reasons[f"{name}_floor"] = reasons[f"{name}_excess"] = no_floor
 
-    no_scores = _no_scores(scores, tokens)
+    no_scores = _no_scores(scores, tokens, whole=not identity_experts)
     if scores is None or no_scores is not None:
         reasons.update(dict.fromkeys(SCORES, no_scores or ""))
     else:
-        values.update(_score_metrics(scores, experts))
-        if broken is None:
+        columns = experts + identity_experts
+        values.update(_score_metrics(scores, columns))
+        no_loss = broken or _beside_identity(identity_experts)
+        if no_loss is None:
             values["load_balancing_loss"] = routing_scores.load_balancing_loss(
                 tokens_per_expert,
                 scores.prob_sum,
@@ -152,10 +159,10 @@ def window_metrics(
                 tokens=scores.tokens,
             )
         else:
-            reasons["load_balancing_loss"] = broken
+            reasons["load_balancing_loss"] = no_loss
         if scores.lse_sq is None:
             reasons["z_loss"] = "the router shows probabilities, not logits"
-        if top_k >= experts:
+        if top_k >= columns:
             reasons["margin"] = "every expert is chosen: there is no margin"
     for name, same in MICRO.items():
         if calls != 1:
@@ -172,12 +179,12 @@ def window_metrics(
     }
 
 
-def _score_metrics(scores: ScoreSums, experts: int) -> dict[str, float]:
+def _score_metrics(scores: ScoreSums, columns: int) -> dict[str, float]:
     tokens = scores.tokens
     return {
         "routing_entropy": routing_scores.routing_entropy(scores.entropy, tokens=tokens),
         "routing_entropy_normalized": routing_scores.routing_entropy_normalized(
-            scores.entropy, tokens=tokens, num_experts=experts
+            scores.entropy, tokens=tokens, num_experts=columns
         ),
         "confidence": routing_scores.confidence(scores.confidence, tokens=tokens),
         "margin": routing_scores.margin(scores.margin, tokens=tokens),
@@ -202,6 +209,15 @@ def _broken_counts(
     return None
 
 
+def _beside_identity(identity_experts: int) -> str | None:
+    if identity_experts == 0:
+        return None
+    return (
+        f"tokens choose among {identity_experts} identity experts too: how many experts a token "
+        "has varies"
+    )
+
+
 def _no_null(counted: int, out_of_range: int, tokens: int, top_k: int, experts: int) -> str | None:
     if top_k == 0:
         return "the number of experts varies from token to token: no top-K choice to compare with"
@@ -214,7 +230,7 @@ def _no_null(counted: int, out_of_range: int, tokens: int, top_k: int, experts: 
     return None
 
 
-def _no_scores(scores: ScoreSums | None, tokens: int) -> str | None:
+def _no_scores(scores: ScoreSums | None, tokens: int, *, whole: bool) -> str | None:
     if scores is None:
         return "the router shows no logits"
     if tokens == 0:
@@ -224,6 +240,6 @@ def _no_scores(scores: ScoreSums | None, tokens: int) -> str | None:
     if scores.tokens < 0:
         return f"found more tokens with bad logits than the {tokens} routed"
     total = float(scores.prob_sum.sum()) / scores.tokens
-    if abs(total - 1.0) > PROBABILITY_SLACK:
+    if total > 1.0 + PROBABILITY_SLACK or (whole and total < 1.0 - PROBABILITY_SLACK):
         return f"the probabilities of a token add up to {total:.4f} on average, not to 1"
     return None

@@ -52,7 +52,7 @@ def put_hooks(
     probes, receipts, handles = [], [], []
     for index, (item, accumulator) in enumerate(zip(routers, accumulators, strict=True)):
         assert item.reader is not None, "a candidate that is left has no hook"
-        tally = Receipts(index, item.site.num_experts, accumulator.device)
+        tally = Receipts(index, item.site.columns, accumulator.device)
         gate = None if item.gate is None else GateProbe(accumulator, state)
         probe = RoutingProbe(
             accumulator,

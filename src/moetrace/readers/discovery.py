@@ -22,17 +22,17 @@ from moetrace.readers.lookup import MOST_ROWS, LookupReader, looked_up_experts
 from moetrace.readers.modality import kind_of
 from moetrace.readers.router_output import RouterReader
 from moetrace.readers.site import (
-    COUNT_ATTRIBUTES,
     OWN_CHOICE_ATTRIBUTES,
     Found,
     Site,
     choice_of,
-    number_stated,
     site_of,
     with_one_gate,
     with_unique_names,
 )
 from moetrace.readers.structure import (
+    COUNT_ATTRIBUTES,
+    IDENTITY_ATTRIBUTES,
     PLAIN_LAYERS,
     declared_routers,
     expert_columns,
@@ -40,6 +40,7 @@ from moetrace.readers.structure import (
     gate_width,
     inner_experts,
     inner_gate,
+    number_stated,
     owned_experts,
     scoring_of,
     takes_a_choice,
@@ -264,7 +265,10 @@ def _router(
 
 
 def _experts_beside(core: Core, rows: int | None) -> int | None:
-    """Experts of a module beside this one, those of all ranks where they are spread over some."""
+    """Experts of a module beside this one, those of all ranks where they are spread over some.
+
+    Identity experts that somebody states are among them, where the rows are.
+    """
     if core.block is None:
         return None
     ranks = number_stated(core.block, _RANKS_ATTRIBUTES)
@@ -274,7 +278,10 @@ def _experts_beside(core: Core, rows: int | None) -> int | None:
             continue
         named = "expert" in name.lower()
         if count := owned_experts(sibling) or (inner_experts(sibling) if named else None):
-            return rows if ranks > 1 and rows == count * ranks else count
+            parts = (core.module, core.block, sibling)
+            more = max(number_stated(part, IDENTITY_ATTRIBUTES) for part in parts)
+            whole = (count * ranks if ranks > 1 else count, count + more)
+            return rows if rows in whole else count
         if named and rows and number_stated(sibling, COUNT_ATTRIBUTES) == rows:
             return rows
     return None

@@ -10,6 +10,7 @@ from moetrace.readers.bare_gate import BareGateReader, ExpertsCallReader
 from moetrace.readers.base import Reader
 from moetrace.readers.block_source import choice_rule, returned_scores, returns_one_value
 from moetrace.readers.choice_rule import ChoiceRule, NoChoiceRule
+from moetrace.readers.identity import identity_experts
 from moetrace.readers.structure import held_experts, names_in, owned_experts, takes_a_choice
 from moetrace.readers.wrapping import class_of, unwrapped
 
@@ -59,18 +60,19 @@ def bare_gate(block: nn.Module, gate: nn.Module, experts: int, *, top_k: int) ->
     Args:
         block: The block.
         gate: The child of it that returns logits.
-        experts: E.
+        experts: E, and its identity experts.
         top_k: K where the block states it, else 0.
     """
     siblings = [unwrapped(child) for child in block.children() if unwrapped(child) is not gate]
     name = next(name for name, child in block.named_children() if unwrapped(child) is gate)
+    working = experts - identity_experts(gate, block, experts)
     rule, trouble = None, ""
     try:
         rule = choice_rule(block, name, stated=top_k)
     except NoChoiceRule as error:
         trouble = str(error)
     for sibling in siblings:
-        if held_experts(sibling) == experts and takes_a_choice(sibling):
+        if held_experts(sibling) in (experts, working) and takes_a_choice(sibling):
             called = ExpertsCallReader(experts, top_k=rule.top_k if rule else top_k)
             return BareGate(
                 "the choice is what its experts are called with", called, sibling, rule=rule

@@ -7,22 +7,20 @@ from torch import nn
 
 from moetrace.readers.base import Reader
 from moetrace.readers.capacity import choices_by_name
-from moetrace.readers.structure import scoring_of
+from moetrace.readers.identity import identity_experts
+from moetrace.readers.structure import number_stated, scoring_of
 from moetrace.readers.wrapping import Core, class_of, user_name
 
 __all__ = [
-    "COUNT_ATTRIBUTES",
     "OWN_CHOICE_ATTRIBUTES",
     "Found",
     "Site",
     "choice_of",
-    "number_stated",
     "site_of",
     "with_one_gate",
     "with_unique_names",
 ]
 
-COUNT_ATTRIBUTES = ("num_experts", "n_routed_experts", "num_local_experts", "n_experts")
 _CHOICE_ATTRIBUTES = ("top_k", "num_experts_per_tok", "moe_top_k", "num_selected_experts")
 OWN_CHOICE_ATTRIBUTES = (*_CHOICE_ATTRIBUTES, "topk", "top_n", "moe_topk", "k")
 
@@ -36,7 +34,7 @@ class Site:
         path: Dotted path of the router module inside the model that was searched.
         router: Class name of the router module.
         reader: Class name of the reader that reads it, empty where there is none.
-        num_experts: E, 0 where unknown.
+        num_experts: E, 0 where unknown; identity experts are not among them.
         top_k: K as the router states it, 0 where it does not.
         scoring: How its logits become probabilities, a name in `moetrace.layout.SCORINGS`.
         aliases: Further names under which the same module hangs in the model.
@@ -51,6 +49,8 @@ class Site:
             the model itself uses is read.
         remedy: The reader that would make it readable, as Python text; empty where it is taken.
         varies: Whether tokens may go to different numbers of experts, going by what it returns.
+        identity_experts: How many more can be chosen that compute nothing: identity and zero
+            experts, or a class that skips the experts. Their columns come last.
     """
 
     name: str
@@ -69,6 +69,12 @@ class Site:
     rule: str = ""
     remedy: str = ""
     varies: bool = False
+    identity_experts: int = 0
+
+    @property
+    def columns(self) -> int:
+        """What the router chooses among: its experts, then its identity experts."""
+        return self.num_experts + self.identity_experts
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +111,19 @@ class Found:
         return self.gate
 
 
-def site_of(
-    core: Core, reader: Reader | None, num_experts: int, reason: str, *, limited: bool
-) -> Site:
-    """What is said of a module, by what it and its block state of themselves."""
+def site_of(core: Core, reader: Reader | None, columns: int, reason: str, *, limited: bool) -> Site:
+    """What is said of a module, by what it and its block state of themselves.
+
+    Args:
+        core: The module.
+        reader: Reads it, or None.
+        columns: What it chooses among, identity experts too.
+        reason: Why it is taken or left.
+        limited: Whether it shows only what a capacity limit has left of its choice.
+    """
+    identity = identity_experts(core.module, core.block, columns)
+    if identity:
+        reason += f"; the last {identity} of its {columns} columns are of identity experts"
     names = [user_name(path) for path in core.paths]
     blocks = list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
     return Site(
@@ -116,13 +131,14 @@ def site_of(
         path=core.paths[0],
         router=class_of(core.module).__name__,
         reader=type(reader).__name__ if reader else "",
-        num_experts=num_experts,
+        num_experts=columns - identity,
         top_k=choice_of(core.module, core.block),
         scoring=scoring_of(core.module),
         aliases=tuple(blocks[1:]),
         taken=reader is not None,
         reason=reason,
         limited=limited,
+        identity_experts=identity,
     )
 
 
@@ -130,15 +146,6 @@ def choice_of(module: nn.Module, block: nn.Module | None) -> int:
     """K as the router states it, or else its block; 0 where neither does."""
     stated = number_stated(module, OWN_CHOICE_ATTRIBUTES) or choices_by_name(module)
     return stated or (number_stated(block, _CHOICE_ATTRIBUTES) if block is not None else 0)
-
-
-def number_stated(module: nn.Module, attributes: Sequence[str]) -> int:
-    """The first of these attributes that is a number above 0; 0 where none is."""
-    for attribute in attributes:
-        value = getattr(module, attribute, None)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
-    return 0
 
 
 def with_one_gate(found: Sequence[Found]) -> list[Found]:

@@ -4,6 +4,8 @@ Nothing here runs the model, reads a value off a device or looks at a class name
 """
 
 import inspect
+import re
+from collections.abc import Sequence
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -13,15 +15,19 @@ from moetrace.layout import SCORINGS
 from moetrace.readers.wrapping import class_of, unwrapped
 
 __all__ = [
+    "COUNT_ATTRIBUTES",
+    "IDENTITY_ATTRIBUTES",
     "PLAIN_LAYERS",
     "declared_routers",
     "expert_columns",
     "expert_rows",
     "gate_width",
     "held_experts",
+    "idle_at_end",
     "inner_experts",
     "inner_gate",
     "names_in",
+    "number_stated",
     "owned_experts",
     "scoring_of",
     "takes_a_choice",
@@ -35,6 +41,18 @@ PLAIN_LAYERS = (
     nn.Embedding,
 )
 """Layers whose matrices and stacks are what their name says, and neither gates nor experts."""
+COUNT_ATTRIBUTES = ("num_experts", "n_routed_experts", "num_local_experts", "n_experts")
+"""Names under which a module states its number of experts."""
+IDENTITY_ATTRIBUTES = (
+    "zero_expert_num",
+    "num_zero_experts",
+    "n_zero_experts",
+    "num_identity_experts",
+    "n_identity_experts",
+    "num_identity",
+)
+"""Names under which a module states how many identity or zero experts it has."""
+_IDLE = re.compile(r"identity|zero|skip|no_?op|null|pass_?through", re.IGNORECASE)
 _EXPERTS_ARGUMENTS = 3
 """Hidden states, ids and weights: the least that experts are called with to choose among them."""
 
@@ -65,6 +83,15 @@ def declared_routers(model: nn.Module) -> dict[type, int]:
             if isinstance(target, type) and isinstance(index, int):
                 found[target] = index
     return found
+
+
+def number_stated(module: nn.Module, attributes: Sequence[str]) -> int:
+    """The first of these attributes that is a number above 0; 0 where none is."""
+    for attribute in attributes:
+        value = getattr(module, attribute, None)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return 0
 
 
 def expert_rows(module: nn.Module) -> int | None:
@@ -115,19 +142,33 @@ def inner_gate(router: nn.Module, num_experts: int) -> str:
 def owned_experts(module: nn.Module) -> int | None:
     """Number of experts that a module itself holds, or None where it holds none.
 
-    Stacked experts are parameters of three dimensions or more that agree on the first; listed
-    experts are two or more children of one type in an ``nn.ModuleList`` or ``nn.ModuleDict``.
+    Stacked experts are parameters of three dimensions or more that agree on the first, or differ by
+    the identity experts that the module states; listed experts are two or more children of one type
+    in an ``nn.ModuleList`` or ``nn.ModuleDict``, and identity experts after them.
     """
     if isinstance(module, PLAIN_LAYERS):
         return None
     stacked = {p.shape[0] for p in module.parameters(recurse=False) if p.dim() >= 3}
+    if stacked and max(stacked) - min(stacked) == number_stated(module, IDENTITY_ATTRIBUTES):
+        stacked = {min(stacked)}
     if len(stacked) == 1 and (count := int(stacked.pop())) >= 2:
         return count
     if isinstance(module, nn.ModuleList | nn.ModuleDict):
         children = list(module.children())
-        if len(children) >= 2 and len({type(child) for child in children}) == 1:
+        working = children[: len(children) - idle_at_end(module)]
+        if len(working) >= 2 and len({type(child) for child in working}) == 1:
             return len(children)
     return None
+
+
+def idle_at_end(module: nn.Module) -> int:
+    """How many of the last children of a list compute nothing: no weights, and called so."""
+    children = list(module.children())
+    idle = [
+        next(child.parameters(), None) is None and bool(_IDLE.search(type(child).__name__))
+        for child in children
+    ]
+    return next((n for n, one in enumerate(reversed(idle)) if not one), len(idle))
 
 
 def held_experts(module: nn.Module) -> int | None:

@@ -31,12 +31,14 @@ class Layer:
         num_experts: E.
         top_k: K, 0 where it is not stated.
         scoring: How logits become probabilities.
+        identity_experts: Identity experts, which are not among E.
     """
 
     name: str
     num_experts: int
     top_k: int
     scoring: str
+    identity_experts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,13 +173,14 @@ def _width(layer: Layer) -> int:
 def _stats(layer: Layer, vectors: dict[str, Any], scalars: dict[str, Any]) -> RoutingStats:
     tokens = scalars["tokens"]
     chosen = int(vectors["tokens_per_expert"].sum())
-    assignments = chosen + scalars["out_of_range"] + scalars["dropped"]
+    assignments = chosen + scalars["out_of_range"] + scalars["dropped"] + scalars["identity"]
     unscored = tokens > scalars["nonfinite"] and scalars["confidence_sum"] == 0
     return RoutingStats(
         layer=layer.name,
         num_experts=layer.num_experts,
         top_k=assignments // tokens if tokens and assignments else layer.top_k,
         scoring="none" if unscored else layer.scoring,
+        identity_experts=layer.identity_experts,
         **vectors,
         **scalars,
     )

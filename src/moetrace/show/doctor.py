@@ -116,6 +116,7 @@ def _state(name: str, site: Mapping[str, Any], totals: Totals) -> SiteState:
         state="counted" if calls else "silent",
         calls=calls,
         tokens=totals.tokens.get(name, 0),
+        identity_experts=_number(site.get("identity_experts")),
     )
 
 

@@ -107,8 +107,11 @@ def _by_kind(sites: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[str
         said = {key: printable(str(value)) for key, value in site.items()}
         how = f" ({said['scored_by']})" if said.get("scored_by") else ""
         rule = f" ({said['rule']})" if said.get("rule") else ""
+        experts = f"{said.get('num_experts')} experts"
+        if said.get("identity_experts", "0") != "0":
+            experts += f" + {said['identity_experts']} identity"
         kind = (
-            f"{said.get('router')}, {said.get('num_experts')} experts, top-{said.get('top_k')}, "
+            f"{said.get('router')}, {experts}, top-{said.get('top_k')}, "
             f"{said.get('scoring')}{how}, read by {said.get('reader')}{rule}"
         )
         aliases = site.get("aliases")

@@ -17,13 +17,14 @@ HEAD = ("layer", "tokens", "CV", "MaxVio", "floor", "excess", "entropy", "dead")
 
 MOST_REMARKS = 8
 
-COUNTED = ("masked", "dropped", "nonfinite", "out_of_range")
+COUNTED = ("masked", "dropped", "nonfinite", "out_of_range", "identity")
 """Counters of a layer that are 0 where all is plain."""
 
 TROUBLE = {
     "dropped": "assignments were dropped by a capacity limit",
     "nonfinite": "router decisions came from NaN or infinite logits",
     "out_of_range": "assignments went to experts that do not exist",
+    "identity": "assignments went to identity experts, which compute nothing",
 }
 """What is said about a counter that is not 0, summed over the layers."""
 

@@ -18,7 +18,6 @@ from moetrace.routing_stats import COUNTERS, RoutingStats, shown_columns
 from moetrace.snapshot import PROBES, SCHEMA, Snapshot
 from moetrace.store import arrays
 from moetrace.store.arrays import TENSORS, ArrayShape
-from moetrace.store.dense import DenseRows, dense_rows, with_dense
 from moetrace.store.lines import DamagedRecord, plain
 from moetrace.store.names import ARRAY_FILE
 from moetrace.store.schema import column, integer, is_text, mapping, real, text
@@ -34,6 +33,7 @@ __all__ = [
 
 _INT64 = range(-(2**63), 2**63)
 _SIGNED = frozenset(("margin_sum", "lse_sum"))
+_IDENTITY = frozenset(("identity", "identity_experts"))
 _SCORINGS = frozenset((*SCORINGS, "none"))
 
 
@@ -79,19 +79,16 @@ class SnapshotRecord:
         layers: Names of the layers.
         columns: Scalar fields of `RoutingStats` by name, one entry per layer.
         groups: Rows of each group, with the positions of its layers.
-        dense: Where counts per expert of tables stand.
     """
 
     scalars: dict[str, Any]
     layers: tuple[str, ...]
     columns: dict[str, list[Any]]
     groups: tuple[tuple[Rows, tuple[int, ...]], ...]
-    dense: tuple[DenseRows, ...] = ()
 
     def snapshot(
         self,
         vectors: Sequence[Sequence[NDArray[np.int64]]],
-        dense: Mapping[int, Sequence[NDArray[np.int64]]],
         *,
         run_id: str,
         rank: int,
@@ -101,7 +98,6 @@ class SnapshotRecord:
 
         Args:
             vectors: Per group the rows of its tensors, each of shape ``(L, E)``.
-            dense: Counts and sums of scores of tables, by position; without, reductions alone.
             run_id: The run.
             rank: The rank whose segment this is.
             attempt: The attempt whose segment this is.
@@ -119,7 +115,7 @@ class SnapshotRecord:
             rank=rank,
             attempt=attempt,
             routing=tuple(routing[position] for position in range(len(self.layers))),
-            **{**self.scalars, "indices": with_dense(self.scalars["indices"], dense)},
+            **self.scalars,
         )
 
 
@@ -148,6 +144,10 @@ def columns(snapshot: Snapshot) -> dict[str, Any]:
     }
     for name in COUNTERS:
         record[name] = [int(getattr(item, name)) for item in stats]
+    record["identity_experts"] = [int(item.identity_experts) for item in stats]
+    for name in _IDENTITY:
+        if not any(record[name]):
+            del record[name]
     for name, values in _shown(stats).items():
         record[name] = [plain(value) for value in values]
     for name in PROBES:
@@ -197,7 +197,10 @@ def parse_snapshot(record: Mapping[str, Any]) -> SnapshotRecord:
     if not all(map(is_text, layers)) or len(set(layers)) != len(layers):
         raise DamagedRecord("layer names that are no names, or not distinct")
     table: dict[str, list[Any]] = {}
-    for name in ("num_experts", "top_k", *COUNTERS):
+    for name in ("num_experts", "top_k", "identity_experts", *COUNTERS):
+        if name in _IDENTITY and name not in record:
+            table[name] = [0] * len(layers)  # none has any, or it was written by 0.1
+            continue
         table[name] = column(record, name, length=len(layers))
         lowest = _INT64.start if name in _SIGNED else 0
         if not all(type(item) is int and lowest <= item < _INT64.stop for item in table[name]):
@@ -211,11 +214,7 @@ def parse_snapshot(record: Mapping[str, Any]) -> SnapshotRecord:
         if (group.shape.experts, group.shape.layers) != (experts, len(members)):
             raise DamagedRecord("array rows of another shape than the layers")
     return SnapshotRecord(
-        scalars,
-        layers,
-        table,
-        tuple(zip(groups, positions.values(), strict=True)),
-        dense_rows(record, scalars["indices"]),
+        scalars, layers, table, tuple(zip(groups, positions.values(), strict=True))
     )
 
 
