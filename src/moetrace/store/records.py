@@ -18,6 +18,7 @@ from moetrace.routing_stats import COUNTERS, RoutingStats, shown_columns
 from moetrace.snapshot import PROBES, SCHEMA, Snapshot
 from moetrace.store import arrays
 from moetrace.store.arrays import TENSORS, ArrayShape
+from moetrace.store.dense import DenseRows, dense_rows, with_dense
 from moetrace.store.lines import DamagedRecord, plain
 from moetrace.store.names import ARRAY_FILE
 from moetrace.store.schema import column, integer, is_text, mapping, real, text
@@ -79,16 +80,19 @@ class SnapshotRecord:
         layers: Names of the layers.
         columns: Scalar fields of `RoutingStats` by name, one entry per layer.
         groups: Rows of each group, with the positions of its layers.
+        dense: Where counts per expert of tables stand.
     """
 
     scalars: dict[str, Any]
     layers: tuple[str, ...]
     columns: dict[str, list[Any]]
     groups: tuple[tuple[Rows, tuple[int, ...]], ...]
+    dense: tuple[DenseRows, ...] = ()
 
     def snapshot(
         self,
         vectors: Sequence[Sequence[NDArray[np.int64]]],
+        dense: Mapping[int, Sequence[NDArray[np.int64]]],
         *,
         run_id: str,
         rank: int,
@@ -98,6 +102,7 @@ class SnapshotRecord:
 
         Args:
             vectors: Per group the rows of its tensors, each of shape ``(L, E)``.
+            dense: Counts and sums of scores of tables, by position; without, reductions alone.
             run_id: The run.
             rank: The rank whose segment this is.
             attempt: The attempt whose segment this is.
@@ -115,7 +120,7 @@ class SnapshotRecord:
             rank=rank,
             attempt=attempt,
             routing=tuple(routing[position] for position in range(len(self.layers))),
-            **self.scalars,
+            **{**self.scalars, "indices": with_dense(self.scalars["indices"], dense)},
         )
 
 
@@ -214,7 +219,11 @@ def parse_snapshot(record: Mapping[str, Any]) -> SnapshotRecord:
         if (group.shape.experts, group.shape.layers) != (experts, len(members)):
             raise DamagedRecord("array rows of another shape than the layers")
     return SnapshotRecord(
-        scalars, layers, table, tuple(zip(groups, positions.values(), strict=True))
+        scalars,
+        layers,
+        table,
+        tuple(zip(groups, positions.values(), strict=True)),
+        dense_rows(record, scalars["indices"]),
     )
 
 
