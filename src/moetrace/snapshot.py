@@ -13,6 +13,8 @@ from typing import Any, Literal, Self
 from moetrace.gradient_stats import GradientStats
 from moetrace.index_stats import IndexStats
 from moetrace.metrics import METRICS, EverUsed, LayerSpread, layer_detail, layer_summary, spread
+from moetrace.notebook import layers_html, notebook_html
+from moetrace.printable import span_text
 from moetrace.probe_stats import joined, stored_fields
 from moetrace.routing_stats import RoutingStats, merge_stats
 from moetrace.weight_stats import WeightStats
@@ -73,6 +75,12 @@ class Snapshot:
 
     def __iter__(self) -> Iterator[RoutingStats]:
         return iter(self.routing)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows; see `moetrace.notebook`."""
+        steps = span_text(self.first_step, self.last_step)
+        facts = [("phase", self.phase), ("", steps), ("rank", str(self.rank))]
+        return notebook_html(f"snapshot of {self.run_id}", facts, layers_html(self.routing))
 
     def __getitem__(self, layer: str) -> RoutingStats:
         for stats in self.routing:
