@@ -16,9 +16,6 @@ __all__ = ["ADVICE", "IndexVerdict", "index_verdicts"]
 RARE = 1e-6
 """Below this chance a uniform draw is ruled out."""
 
-DEAD = 0.1
-"""Share of the sub-keys of one half beyond chance from which they are told of."""
-
 ADVICE = (
     "possible causes are the retrieval (how queries, keys and indices are formed), the data, or "
     "the initialisation; what can be tried: the configuration of the layer (num_heads, query_dim), "
@@ -55,14 +52,15 @@ class IndexVerdict:
 
 
 def index_verdicts(
-    stats: IndexStats, *, coverage_threshold: float = 0.5, persistence_threshold: float = 0.8
+    stats: IndexStats, *, coverage_threshold: float = 0.5, dead_threshold: float = 0.1
 ) -> list[IndexVerdict]:
     """What one window of a table shows, the most telling first; nothing where nothing was drawn.
 
     Args:
         stats: The window.
         coverage_threshold: Share of what a uniform draw would cover, below which it is little.
-        persistence_threshold: Only for the wording of persistent hot experts.
+        dead_threshold: Share of the sub-keys of one half, beyond chance, from which on dead ones
+            are many.
 
     >>> import numpy as np
     >>> from moetrace.index_stats import index_stats_of
@@ -77,13 +75,13 @@ def index_verdicts(
     structural = _unreachable(stats)
     if structural.met:
         return [structural]  # all else would only follow from it
-    found = [structural, *_sub_keys(stats)]
+    found = [structural, *_sub_keys(stats, dead_threshold)]
     if stats.coverage is not None:
         found.append(_coverage(stats, stats.coverage, coverage_threshold))
     if stats.hot is not None and stats.busiest is not None:
         found.append(_hot(stats, stats.hot, stats.busiest))
     if stats.persistent is not None:
-        found.append(_persistent(stats, stats.persistent, persistence_threshold))
+        found.append(_persistent(stats, stats.persistent))
     return found
 
 
@@ -118,7 +116,7 @@ def _dead(stats: IndexStats) -> str:
     return "".join(parts)
 
 
-def _sub_keys(stats: IndexStats) -> list[IndexVerdict]:
+def _sub_keys(stats: IndexStats, threshold: float) -> list[IndexVerdict]:
     if not stats.columns:
         return []
     halves = {"row": stats.row_draws, "column": stats.column_draws}
@@ -130,7 +128,9 @@ def _sub_keys(stats: IndexStats) -> list[IndexVerdict]:
             worst = (dead, chance, f"{found.count(0)} of {len(found)} {name} keys dead")
     dead, chance, text = worst
     text += f", where chance alone leaves {_percent(chance)} without a draw"
-    return [IndexVerdict("dead_sub_keys", text, dead, DEAD, chance, dead - chance >= DEAD)]
+    return [
+        IndexVerdict("dead_sub_keys", text, dead, threshold, chance, dead - chance >= threshold)
+    ]
 
 
 def _coverage(stats: IndexStats, coverage: float, threshold: float) -> IndexVerdict:
@@ -160,12 +160,12 @@ def _hot(stats: IndexStats, hot: int, busiest: int) -> IndexVerdict:
     return IndexVerdict("hot_experts", text, busiest / mean, stats.threshold, 1.0, sure)
 
 
-def _persistent(stats: IndexStats, persistent: int, threshold: float) -> IndexVerdict:
+def _persistent(stats: IndexStats, persistent: int) -> IndexVerdict:
     text = f"{persistent:,} persistent hot expert{'s' if persistent != 1 else ''}"
     if persistent:
         named = ", ".join(str(expert) for expert in stats.persistent_experts[:_NAMED])
         more = f" and {persistent - _NAMED:,} more" if persistent > _NAMED else ""
-        text += f" ({named}{more}: hot in {_percent(threshold)} of {stats.history} windows or more)"
+        text += f" ({named}{more}: hot in four of the last five windows, or all)"
     # By chance an expert is hot in all windows only where many are: those are not sure in any.
     met = persistent > 0 and bool(stats.sure_hot)
     return IndexVerdict(

@@ -24,6 +24,9 @@ KINDS = (
     "unchanged_weights",
     "weight_growth",
     "reset_weights",
+    "unreachable_experts",
+    "dead_sub_keys",
+    "low_coverage",
 )
 """Every kind of alert; each has a page entry in ``docs/alerts.md``."""
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from moetrace.alerts.alert import Alert
 from moetrace.alerts.conditions import hot_experts_of, readings, readings_at_once
+from moetrace.alerts.indices import index_readings
 from moetrace.alerts.reading import Reading, above
 from moetrace.alerts.rules import AlertRules
 from moetrace.alerts.weights import weight_readings
@@ -67,7 +68,8 @@ class AlertJudge:
                 snapshot, stats, others_called=calls > (stats.calls > 0)
             )
         ]
-        return tuple(map(self._counted, [*routing, *self._judged_weights(snapshot)]))
+        found = [*routing, *self._judged_weights(snapshot), *self._judged_indices(snapshot)]
+        return tuple(map(self._counted, found))
 
     def resume(self, alerts: Iterable[Alert]) -> None:
         """Take up what an earlier attempt has said: what started there is not said twice.
@@ -92,6 +94,14 @@ class AlertJudge:
         for layer, records in layers.items():
             state = self._layer(snapshot.phase, layer)
             yield from state.judge_weights(snapshot, layer, records, saved.get(layer, {}))
+
+    def _judged_indices(self, snapshot: Snapshot) -> Iterator[Alert]:
+        for table in snapshot.indices:
+            readings_of_table = index_readings(
+                self.rules, table, routed=table.layer in snapshot.layers
+            )
+            state = self._layer(snapshot.phase, table.layer)
+            yield from state.judge_readings(snapshot, table.layer, readings_of_table)
 
     def _layer(self, phase: str, layer: str) -> "_Layer":
         key = (phase, layer)
@@ -143,7 +153,14 @@ class _Layer:
         records: Sequence[WeightStats],
         saved: Mapping[str, WeightStats],
     ) -> Iterator[Alert]:
-        found = weight_readings(self._rules, records, saved)
+        yield from self.judge_readings(
+            snapshot, layer, weight_readings(self._rules, records, saved)
+        )
+
+    def judge_readings(
+        self, snapshot: Snapshot, layer: str, found: Iterable[Reading]
+    ) -> Iterator[Alert]:
+        """Alerts of readings that one window gives by itself."""
         yield from self._alerts(snapshot, layer, found, snapshot.first_step)
 
     def resume(self, alert: Alert) -> None:

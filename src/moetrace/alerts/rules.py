@@ -41,6 +41,11 @@ class AlertRules:
         weight_growth_threshold: Norm of a router weight over its norm at attach; alert above it.
         reset_threshold: Where an attempt goes on from a step that an earlier one has recorded: how
             far the norm of a router weight may be from the recorded one, relative to it.
+        unreachable: A table of experts of which a part cannot be reached, by the first window. This
+            and the next two are of layers whose look-ups are counted, ``probes=[IndexProbe()]``.
+        dead_sub_keys_threshold: Share of the sub-keys of one half that nobody drew, beyond what
+            chance leaves; alert from it on.
+        coverage_threshold: Experts drawn over those that a uniform draw would reach; alert below.
         above_floor: Judge what exceeds the noise floor, and only what chance cannot explain.
         duration: Judged windows in a row that have to meet a condition before it starts, and that
             have to be clear of it before it ends. Non-finite logits start at once.
@@ -72,6 +77,9 @@ class AlertRules:
     unchanged_weights: bool = True
     weight_growth_threshold: float | None = 10.0
     reset_threshold: float | None = 0.01
+    unreachable: bool = True
+    dead_sub_keys_threshold: float | None = 0.1
+    coverage_threshold: float | None = 0.5
     above_floor: bool = True
     duration: int = 2
     leave: float = 0.8
@@ -103,6 +111,8 @@ _THRESHOLDS = (
     "dropped_threshold",
     "weight_growth_threshold",
     "reset_threshold",
+    "dead_sub_keys_threshold",
+    "coverage_threshold",
 )
 
 
