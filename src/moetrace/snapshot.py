@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
 from moetrace.gradient_stats import GradientStats
+from moetrace.index_keys import index_summary
 from moetrace.index_stats import IndexStats
 from moetrace.metrics import METRICS, EverUsed, LayerSpread, layer_detail, layer_summary, spread
 from moetrace.notebook import layers_html, notebook_html
@@ -110,8 +111,9 @@ class Snapshot:
     def metrics(self, *, per_layer: bool = False) -> dict[str, float]:
         """The window in a few numbers, under the names that a tracker shows them with.
 
-        At most 15 keys, whatever the model's size, and never NaN: a key is absent where no layer
-        has its metric. Means are over layers, unweighted.
+        At most 15 keys, whatever the model's size, and 29 more where tables of experts are
+        counted; never NaN: a key is absent where no layer has its metric. Means are over layers,
+        unweighted.
 
         Args:
             per_layer: Add ``moe/{layer}/{metric}``, five keys a layer.
@@ -133,6 +135,7 @@ class Snapshot:
             summary["moe/identity_assignments"] = float(sum(stats.identity for stats in self))
         if per_layer:
             summary.update(layer_detail(by_layer))
+        summary.update(index_summary(self.indices, per_layer=per_layer))
         return summary
 
     def to_dict(self) -> dict[str, Any]:

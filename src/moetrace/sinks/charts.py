@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.alerts import Alert
+from moetrace.index_keys import MOST_TABLES, top_experts_table
 from moetrace.metrics import load_share, utilisation
 from moetrace.sinks.colours import coloured
 from moetrace.sinks.names import tracker_name
@@ -113,15 +114,21 @@ class Charts:
         """Pictures by key: all layers of this window; per layer its windows so far.
 
         ``moe/usage_heatmap`` has a row per layer and a column per expert;
-        ``moe/{layer}/usage_heatmap`` a row per expert and a column per window.
+        ``moe/{layer}/usage_heatmap`` a row per expert and a column per window;
+        ``expert_usage/top_experts_heatmap`` a row per table of experts and a column for each of the
+        busiest experts of all tables.
         """
+        pictures: dict[str, NDArray[np.uint8]] = {}
+        busiest = top_experts_table(snapshot.indices)
+        if busiest.size:
+            pictures["expert_usage/top_experts_heatmap"] = coloured(busiest)
         widest = max((stats.num_experts for stats in snapshot), default=0)
         if not widest:
-            return {}
+            return pictures
         table = np.full((len(snapshot.routing), widest), np.nan)
         for row, stats in enumerate(snapshot):
             table[row, : stats.num_experts] = utilisation(stats.tokens_per_expert)
-        pictures = {"moe/usage_heatmap": coloured(table)}
+        pictures["moe/usage_heatmap"] = coloured(table)
         for layer in self._shares:
             share = self.columns(layer)
             pictures[tracker_name(f"moe/{layer}/usage_heatmap")] = coloured(share * len(share))
@@ -131,15 +138,23 @@ class Charts:
         """Histograms by key: the utilisation of all experts; per layer the tokens by expert.
 
         In ``moe/{layer}/tokens_per_expert`` the expert's number is on the axis; where a layer has
-        more than 512 experts, neighbours share a bin.
+        more than 512 experts, neighbours share a bin. ``expert_usage/layer_{i}_histogram`` has a
+        bar for each of the 100 busiest experts of a table, the busiest first.
         """
+        found = {
+            f"expert_usage/layer_{at}_histogram": Histogram(
+                np.array(table.top_draws, np.int64), np.arange(len(table.top_draws) + 1.0)
+            )
+            for at, table in enumerate(snapshot.indices)
+            if table.top_draws and (self._per_layer or at < MOST_TABLES)
+        }
         loads = [utilisation(stats.tokens_per_expert) for stats in snapshot if _routed(stats)]
         if not loads:
-            return {}
+            return found
         together = np.concatenate(loads)
         edges = np.linspace(0.0, max(4.0, float(together.max())), _BINS + 1)
         counts = np.histogram(together, edges)[0].astype(np.int64)
-        found = {"moe/expert_utilisation": Histogram(counts, edges)}
+        found["moe/expert_utilisation"] = Histogram(counts, edges)
         if self._per_layer:
             for stats in snapshot:
                 if _routed(stats):

@@ -70,7 +70,7 @@ class PrometheusSink:
         """Show this window in place of the last one of its phase."""
         phase = ("phase", tracker_name(snapshot.phase))
         series: dict[str, dict[Labels, float]] = {
-            f"moetrace_{key.removeprefix('moe/')}": {(phase,): value}
+            f"moetrace_{key.removeprefix('moe/').replace('/', '_')}": {(phase,): value}
             for key, value in snapshot.metrics().items()
         }
         series["moetrace_step"] = {(phase,): float(snapshot.last_step)}

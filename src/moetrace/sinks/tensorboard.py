@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from moetrace.alerts import Alert
+from moetrace.index_keys import hot_rows
 from moetrace.printable import printable
 from moetrace.sinks.charts import HEATMAP_EVERY, Charts, alert_scalars
 from moetrace.snapshot import Snapshot
@@ -60,6 +61,9 @@ class TensorBoardSink:
                     bucket_counts=counts.tolist(),
                     global_step=step,
                 )
+            if hot := hot_rows(snapshot.indices):
+                lines = ["| layer | expert |", "| --- | --- |", *(f"| {a} | {b} |" for a, b in hot)]
+                writer.add_text("expert_usage/hot_experts", "\n".join(lines), step)
         writer.flush()
 
     def alert(self, alert: Alert, /) -> None:

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from moetrace.alerts import Alert
+from moetrace.index_keys import hot_rows
 from moetrace.printable import printable
 from moetrace.sinks.charts import HEATMAP_EVERY, Charts, alert_scalars
 from moetrace.sinks.names import tracker_name
@@ -70,6 +71,10 @@ class WandbSink:
                 row[key] = wandb.Image(image)
             for key, found in self._charts.histograms(snapshot).items():
                 row[key] = wandb.Histogram(np_histogram=(found.counts, found.edges))
+            if hot := hot_rows(snapshot.indices):
+                row["expert_usage/hot_experts"] = wandb.Table(
+                    columns=["layer", "expert"], data=[list(pair) for pair in hot]
+                )
         self._log(row, snapshot.phase, snapshot.last_step)
 
     def alert(self, alert: Alert, /) -> None:
@@ -101,7 +106,7 @@ class WandbSink:
         if not self._defined:
             define(_STEP, hidden=True)
             define("moe_health/*", step_metric=_STEP)
-        for group in ("moe", "alerts"):
+        for group in ("moe", "alerts", "expert_usage"):
             define(f"{prefix}{group}/*", step_metric=_STEP)
         self._defined.add(prefix)
 
