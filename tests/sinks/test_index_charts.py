@@ -57,7 +57,7 @@ class TestScalars:
         assert index_summary([calm])["expert_usage/hot_experts_count"] == 0.0
 
     def test_stay_within_the_budget(self):
-        """S2-15: with 96 tables and 48 routers a flush has at most 64 keys, the worst among them."""
+        """S2-15: with 96 tables and 48 routers a flush has at most 64 keys, worst ones too."""
         routers = tuple(stats(f"layers.{at}.mlp", [2] * 16) for at in range(48))
         found = charts().scalars(window(*tables(96), routing=routers))
         assert len(found) <= BUDGET
