@@ -72,6 +72,14 @@ class TestCrashStates:
         assert min(held) < WINDOWS <= max(held) + 3
         assert len(disk.durable) > 2
 
+    @pytest.mark.parametrize("failing", [(5, 6, 15), (10, 13), (4, 7, 12)])
+    def test_a_header_that_no_sync_covered_may_be_lost(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: tuple[int, ...]
+    ) -> None:
+        """C5, C14: after two failed syncs the second replacement also says what the first said."""
+        disk = recorded(tmp_path / "run", frozenset(failing), monkeypatch)
+        list(check_states(disk, tmp_path / "run", random.Random(repr(failing)), 5 * STATES))
+
     def test_a_store_that_trusts_a_second_sync_is_found_out(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

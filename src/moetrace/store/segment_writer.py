@@ -82,6 +82,7 @@ class SegmentWriter:
         self._process = files.process_id()
         self._voids: dict[str, int] = {}
         self._at_risk: dict[str, int] = {}  # lines of sealed segments that a failed sync left safe
+        self._told: dict[str, int] = {}  # what headers say that no good sync has covered
         self._retained: list[tuple[Callable[[], None], int]] = []  # acknowledged, not yet synced
         self._failed_syncs = 0
         self._closed = False
@@ -225,6 +226,7 @@ class SegmentWriter:
         self._unsyncable: OSError | None = None
         try:
             self._put_line({"record": "header"}, self._own_header(name))
+            self._told = self._all_voids()
             if self._at_risk:
                 self._write_again(folder)
         except BaseException:
@@ -252,9 +254,13 @@ class SegmentWriter:
             "pid": self._process,
             "nonce": name.nonce,
             "created": files.wall(),
-            "voids": {**self._voids, **self._at_risk},
+            "voids": self._all_voids(),
             **self.header,
         }
+
+    def _all_voids(self) -> dict[str, int]:
+        # A crash may take a header that says them: until it is synced the next ones repeat it.
+        return {**self._told, **self._voids, **self._at_risk}
 
     def _sync(self) -> None:
         # Linux marks the pages of a failed sync as clean: a second one would succeed and lie.
@@ -276,7 +282,7 @@ class SegmentWriter:
             raise
         self._unsynced_parents = False
         self._synced_at, self._durable = files.monotonic(), self._lines
-        self._retained, self._failed_syncs = [], 0
+        self._retained, self._failed_syncs, self._told = [], 0, {}
 
     def _sync_or_write_again(self) -> None:
         try:
