@@ -3,7 +3,8 @@ from collections.abc import Sequence
 import pytest
 
 from moetrace.report.advice import ADVICE
-from moetrace.report.verdict import Finding, verdict
+from moetrace.report.finding import Finding
+from moetrace.report.verdict import verdict
 from moetrace.report.windows import layers_of, tabulate
 from moetrace.snapshot import Snapshot
 from tests.report.made import stats, window

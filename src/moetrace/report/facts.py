@@ -8,9 +8,9 @@ import numpy as np
 from moetrace.diagnosis.health import check_health
 from moetrace.printable import span_text
 from moetrace.report.advice import ADVICE
+from moetrace.report.finding import Finding
 from moetrace.report.names import shown
 from moetrace.report.probes import untrained
-from moetrace.report.verdict import Finding
 from moetrace.report.windows import Windows
 from moetrace.run import Run
 from moetrace.snapshot import Snapshot
@@ -70,6 +70,8 @@ def sites(manifest: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def tiles(windows: Windows) -> list[tuple[str, str, str]]:
     """The few figures to see first: label, value, remark."""
+    if not windows.layers:
+        return [("last window", span_text(*windows.spans[-1]), "")]
     excess = windows.metrics["max_vio_excess"][-1]
     rows = []
     if not np.isnan(excess).all():

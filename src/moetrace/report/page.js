@@ -4,7 +4,11 @@ const PACE = 180; // milliseconds a window while playing
 
 async function start() {
   const report = JSON.parse(document.getElementById("data").textContent);
-  if (!report.phases.length) return;
+  if (!report.phases.length) {
+    await openTables(report.tables);
+    document.body.dataset.drawn = "all";
+    return;
+  }
   let start = 0;
   for (const layer of report.layers) {
     layer.start = start;
@@ -24,6 +28,8 @@ async function start() {
   drawAlarms(page.phases);
   await painted();
   page.rest();
+  const found = await openTables(report.tables);
+  if (found) page.views.push({ show: () => {}, draw: () => found.draw() });
   // of live.js, where the page is served
   if (typeof resume === "function") resume(page);
   document.body.dataset.drawn = "all";

@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from html import escape
 from importlib.metadata import version
@@ -16,9 +17,11 @@ from typing import TypeAlias
 from moetrace.report.advice import ADVICE
 from moetrace.report.alarms import SHOWN, Alarm, alarms
 from moetrace.report.facts import SITE_COLUMNS, counters, facts, probe_findings, sites, tiles
+from moetrace.report.finding import Finding, most_urgent_first
 from moetrace.report.names import shown
 from moetrace.report.payload import build
-from moetrace.report.verdict import Finding, most_urgent_first, verdict
+from moetrace.report.tables import index_findings
+from moetrace.report.verdict import verdict
 from moetrace.report.windows import Windows, layers_of, tabulate
 from moetrace.run import Run
 from moetrace.snapshot import Snapshot
@@ -32,7 +35,7 @@ CAP = 5_000_000
 
 SCRIPTS = (
     *("decode.js", "heatmap.js", "curves.js", "table.js"),
-    *("layer.js", "ranks.js", "alarms.js", "page.js"),
+    *("layer.js", "ranks.js", "alarms.js", "tables.js", "page.js"),
 )
 """The page's own script, in the order in which its parts need each other."""
 
@@ -90,7 +93,7 @@ def render(run: Run, *, cap: int = CAP, live: str = "") -> str:
     }
     shell = {**_assets(live=bool(live)), **_told(run, histories, tables), **_lively(live)}
     room = cap - sum(map(len, shell.values())) - len(_resource("page.html"))
-    data = build(histories, layers, tables, cap=room) if layers else '{"phases":[]}'
+    data = build(histories, layers, tables, cap=room)
     parts = {**shell, "data": data}
     # one pass, so that text from the run cannot name another part
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _resource("page.html"))
@@ -98,7 +101,7 @@ def render(run: Run, *, cap: int = CAP, live: str = "") -> str:
 
 def _told(run: Run, histories: Histories, tables: Mapping[str, Windows]) -> dict[str, str]:
     """The parts of the page that are text of this run, as markup."""
-    main, *rest = _findings(run, histories, tables)
+    main, *rest = _said_once(_findings(run, histories, tables))
     first = next(iter(tables.values()), None)
     rows = sites(run.manifest)
     found = alarms(run)
@@ -135,7 +138,9 @@ def _findings(run: Run, histories: Histories, tables: Mapping[str, Windows]) -> 
     else:
         phase, windows = next(iter(tables.items()))
         history = histories[phase]
-        found = [*verdict(windows), *counters(history), *probe_findings(history)]
+        found = [*index_findings(history), *counters(history), *probe_findings(history)]
+        if windows.layers or not found:
+            found = [*verdict(windows), *found]
         if phase != "train":
             found.append(
                 Finding("note", f"No train window: the verdict is about phase {shown(phase)}.")
@@ -145,6 +150,16 @@ def _findings(run: Run, histories: Histories, tables: Mapping[str, Windows]) -> 
         text = f"{count} in the run folder: {shown(run.faults[0])}."
         found.append(Finding("warn", text, ADVICE["fault"]))
     return most_urgent_first(found)
+
+
+def _said_once(findings: Iterable[Finding]) -> list[Finding]:
+    """Findings of which only the first of each kind says what to try."""
+    told: set[str] = set()
+    found = []
+    for finding in findings:
+        found.append(replace(finding, advice="") if finding.advice in told else finding)
+        told.add(finding.advice)
+    return found
 
 
 def _advice(finding: Finding, markup: str) -> str:

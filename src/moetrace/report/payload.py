@@ -8,6 +8,7 @@ import numpy as np
 from moetrace.report.names import json_island, short_names, shown
 from moetrace.report.packing import pack_integers, pack_reals
 from moetrace.report.probes import Series, group_norms, router_norms, weight_series
+from moetrace.report.tables import index_tables
 from moetrace.report.windows import Layer, Windows, grouped, tabulate
 from moetrace.snapshot import Snapshot
 
@@ -28,7 +29,7 @@ def build(
 
     Args:
         histories: The snapshots of each phase, in step order.
-        layers: The rows of the heatmap.
+        layers: The rows of the heatmap; without any, the page holds tables of experts alone.
         exact: The windows of each phase, one row per snapshot.
         cap: Most characters that the island should have. Where it would have more, neighbouring
             windows are added up until it fits; the last window of a phase always stays as it is.
@@ -42,6 +43,9 @@ def build(
         {"name": name, "short": short, "experts": layer.num_experts, "topK": layer.top_k}
         for layer, name, short in zip(layers, names, short_names(names), strict=True)
     ]
+    looked_up = index_tables(histories)
+    if not layers:
+        return json_island({"layers": [], "phases": [], "tables": looked_up})
     tables = dict(exact)
     probed = {phase: _probed(snapshots, layers) for phase, snapshots in histories.items()}
     while True:
@@ -52,7 +56,7 @@ def build(
             }
             for phase, snapshots in histories.items()
         ]
-        island = json_island({"layers": rows, "phases": phases})
+        island = json_island({"layers": rows, "phases": phases, "tables": looked_up})
         longest = max(map(len, tables.values()), default=0)
         if len(island) <= cap or longest <= 2:
             return island

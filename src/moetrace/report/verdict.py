@@ -8,22 +8,18 @@ Letters: T tokens, E experts, K chosen per token, p = K / E.
 """
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 
 from moetrace.metrics import FAR_OUT, HEAVY, chance_of_dead, chance_of_maximum
 from moetrace.printable import span_text
 from moetrace.report.advice import ADVICE
+from moetrace.report.finding import Finding
 from moetrace.report.names import shown
 from moetrace.report.payload import worst_layers
 from moetrace.report.windows import Layer, Windows
 
-__all__ = ["RARE", "TONES", "Finding", "most_urgent_first", "verdict"]
-
-TONES = ("good", "note", "warn", "bad")
-"""From the calmest to the most urgent."""
+__all__ = ["RARE", "verdict"]
 
 RARE = 0.01
 """Below this chance a uniform router is ruled out."""
@@ -38,27 +34,14 @@ NAMED = 3
 """Layers or experts that a sentence names before it says how many more there are."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One sentence of the verdict.
-
-    Attributes:
-        tone: ``"good"``, ``"note"``, ``"warn"`` or ``"bad"``.
-        text: The sentence; names in it went through `shown`.
-        advice: What to try about it; empty where nothing is wrong.
-    """
-
-    tone: str
-    text: str
-    advice: str = ""
-
-
 def verdict(windows: Windows) -> list[Finding]:
     """What the last window of a phase says, the most important first, and since when.
 
     Args:
         windows: The windows of the phase, one row per snapshot; at least one.
     """
+    if not windows.layers:
+        return [Finding("note", "No router was recorded: there is no balance to judge.")]
     return [
         *_silent(windows),
         *_balance(windows),
@@ -67,11 +50,6 @@ def verdict(windows: Windows) -> list[Finding]:
         *_falling(windows),
         _entropy(windows),
     ]
-
-
-def most_urgent_first(findings: Iterable[Finding]) -> list[Finding]:
-    """What is urgent first; the calm ones stay in their order."""
-    return sorted(findings, key=lambda item: -max(TONES.index(item.tone), TONES.index("note")))
 
 
 def _silent(windows: Windows) -> list[Finding]:

@@ -9,7 +9,9 @@ import numpy as np
 
 from moetrace.report.alarms import Alarm, alarms
 from moetrace.report.facts import counters, probe_findings
-from moetrace.report.verdict import Finding, most_urgent_first, verdict
+from moetrace.report.finding import Finding, most_urgent_first
+from moetrace.report.tables import index_findings
+from moetrace.report.verdict import verdict
 from moetrace.report.windows import Layer, Windows, layers_of, tabulate
 from moetrace.run import Run, open_run
 from moetrace.snapshot import Snapshot
@@ -76,7 +78,9 @@ class Follower:
         if phase is not None:
             newest = self._read(run, phase)
         windows = self._windows
-        found = [*(verdict(windows) if windows is not None else ()), *self._odd]
+        found = list(self._odd)
+        if windows is not None and (windows.layers or not found):
+            found = [*verdict(windows), *found]
         return View(
             run,
             windows,
@@ -109,7 +113,11 @@ class Follower:
             self._windows = None
         self._walls = [*self._walls[:kept], *(window.wall_time for window in new)]
         if new:
-            self._odd = (*counters(new[-1:]), *probe_findings(new[-1:]))
+            self._odd = (
+                *index_findings(new[-1:]),
+                *counters(new[-1:]),
+                *probe_findings(new[-1:]),
+            )
         return new[-1] if new else None
 
 

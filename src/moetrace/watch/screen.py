@@ -80,7 +80,7 @@ def screen(
         block.shown = room - len(block.lines) >= wanted
         room -= len(block.lines) if block.shown else 0
     lines = [*top, *(line for block in said if block.shown for line in block.lines), *alerts]
-    if room >= 2:
+    if room >= 2 and windows.layers:
         lines += _map(windows, width, room, colour=colour, ascii_only=ascii_only)
     return _fit([*lines, *curves], width, height)
 
