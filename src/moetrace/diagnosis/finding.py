@@ -10,6 +10,7 @@ __all__ = ["KINDS", "SEVERITIES", "Diagnosis", "Finding", "SiteState", "worst_fi
 
 KINDS = frozenset(
     """
+    dead-sub-keys low-coverage unreachable-experts
     aborted all-experts-run all-masked closed coalesced compiled-before counting-failed
     counts-contradict cuda-graphs doctor-failed dropped experts-without-weights fallback fault
     forked forward-replaced hook-gone logits-are-probabilities mask-not-applied model-gone

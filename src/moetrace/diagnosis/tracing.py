@@ -22,6 +22,7 @@ from moetrace.diagnosis.structure import (
     replaced_forward,
     scored_by,
 )
+from moetrace.diagnosis.tables import check_tables
 from moetrace.diagnosis.trial import bare_model, refusal, run_once, untouched
 from moetrace.diagnosis.windows import check_windows
 from moetrace.diagnosis.witness import Witness
@@ -77,6 +78,7 @@ def diagnose(
         *_of_the_process(recording, model),
         *check_windows(windows, {item.site.name: item.site.top_k for item in attached.traced}),
         *(check_structure(model, attached.traced) if model is not None else ()),
+        *check_tables({item.layer: item for window in windows for item in window.indices}.values()),
         *trial,
         *_unread(recording, attached),
         *_silence(model, attached, counted, recording, witnesses),

@@ -8,6 +8,7 @@ from moetrace.diagnosis.finding import Diagnosis, Finding, SiteState, worst_firs
 from moetrace.diagnosis.health import check_health
 from moetrace.diagnosis.near_misses import check_near_misses
 from moetrace.diagnosis.silence import check_ended, check_silence
+from moetrace.diagnosis.tables import check_tables
 from moetrace.diagnosis.text import in_words
 from moetrace.diagnosis.windows import check_windows
 from moetrace.run import Run
@@ -36,6 +37,7 @@ def diagnose_run(run: Run) -> Diagnosis:
         *_faults(run),
         *of_windows,
         *check_silence(names, totals.counted(), steps=totals.last_step),
+        *check_tables(totals.tables.values()),
         *check_ended(totals.last_counted, totals.newest),
         *_health(totals),
         *_state_of(run, totals),

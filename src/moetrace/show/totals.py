@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from moetrace.index_stats import IndexStats
 from moetrace.run import Run
 from moetrace.snapshot import Snapshot
 
@@ -21,6 +22,7 @@ class Totals:
         last_counted: First and last step of the last train window in which a layer counted.
         newest: First and last step of the last train window in which any layer counted.
         last_step: The last step of any phase.
+        tables: The newest record of each table of experts in a train window.
     """
 
     calls: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -29,6 +31,7 @@ class Totals:
     last_counted: dict[str, tuple[int, int]] = field(default_factory=dict)
     newest: tuple[int, int] = (0, 0)
     last_step: int = 0
+    tables: dict[str, IndexStats] = field(default_factory=dict)
 
     def windows(self, run: Run) -> Iterator[Snapshot]:
         """Every window of every phase, added to the totals on its way."""
@@ -46,6 +49,8 @@ class Totals:
         span = window.first_step, window.last_step
         self.health[window.phase] = window.health
         self.last_step = max(self.last_step, window.last_step)
+        if window.phase == "train":
+            self.tables.update({table.layer: table for table in window.indices})
         for stats in window:
             calls[stats.layer] = calls.get(stats.layer, 0) + stats.calls
             self.tokens[stats.layer] = self.tokens.get(stats.layer, 0) + stats.tokens

@@ -1,0 +1,38 @@
+"""What the newest window of each table of experts says that no balance explains."""
+
+from collections.abc import Iterable
+
+from moetrace.diagnosis.finding import Finding
+from moetrace.index_stats import IndexStats
+from moetrace.index_verdict import ADVICE, index_verdicts
+
+__all__ = ["check_tables"]
+
+_KINDS = {
+    "unreachable_experts": "unreachable-experts",
+    "dead_sub_keys": "dead-sub-keys",
+    "low_coverage": "low-coverage",
+}
+"""Verdicts that are about the layer itself; what is hot is for alerts."""
+
+_STRUCTURAL = "look first at how an index is formed from its sub-keys (i * columns + j); "
+
+
+def check_tables(tables: Iterable[IndexStats]) -> list[Finding]:
+    """Findings about tables of experts, one for each that has something wrong.
+
+    Args:
+        tables: The newest record of each table.
+    """
+    findings = []
+    for table in tables:
+        for verdict in index_verdicts(table):
+            if verdict.met and verdict.kind in _KINDS:
+                first = _STRUCTURAL if verdict.kind == "unreachable_experts" else ""
+                kind, advice = _KINDS[verdict.kind], f"{first}{ADVICE}"
+                findings.append(Finding(kind, "warning", verdict.text, advice, (table.layer,)))
+        if table.out_of_range:
+            text = f"{table.out_of_range} look-ups of experts that the table does not have"
+            advice = "on a GPU such a look-up ends the process; look at how the index is formed"
+            findings.append(Finding("out-of-range", "error", text, advice, (table.layer,)))
+    return findings
