@@ -291,6 +291,18 @@ class TestCurves:
             assert tops[0] >= 0
             assert tops[-1] <= height + 1
 
+    def test_tells_its_named_lines_to_who_does_not_see_them(self, page: Page, run: Run) -> None:
+        """An image with a name: the figure, the slider's window, each label with its value."""
+        page.focus("#step")
+        page.press("ArrowLeft", 3)
+        found = page.run("document.querySelector('#curves .plot').getAttribute('aria-label')")
+        worst = int(run.metric("max_vio_excess")[-1].argmax())
+        assert found.startswith("Load CV, steps 361-370: ")
+        said = dict(part.rsplit(" ", 1) for part in found.partition(": ")[2].split(", "))
+        cv = run.metric("load_cv")[36]
+        assert float(said[f"layer {worst}"]) == pytest.approx(cv[worst], rel=1e-3)
+        assert float(said["median"]) == pytest.approx(np.median(cv), rel=1e-3)
+
     def test_says_where_a_figure_does_not_exist(self, browser: Page, tmp_path: Path) -> None:
         """A router without logits has no entropy: words instead of an empty plot, and a dash."""
         page = shown_run(browser, tmp_path, window(1, 1, stats("mlp", [5, 3], scoring="none")))

@@ -146,6 +146,28 @@ class TestFollower:
         for name in whole.metrics:
             np.testing.assert_array_equal(grown.metrics[name], whole.metrics[name])
 
+    def test_a_window_grows_when_another_rank_has_written_it_too(self, tmp_path: Path) -> None:
+        """Read with one rank's part first: the next look has the sum."""
+        folder = RunFolder.prepare(tmp_path / "run")
+        segments = [folder.open_segment(rank=rank, header={"world_size": 2}) for rank in (0, 1)]
+
+        def close(rank: int, step: int, counts: list[int]) -> None:
+            made = window(step, step, stats("mlp", counts))
+            segments[rank].append(replace(made, run_id=folder.run_id, rank=rank, seq=step))
+
+        follower = Follower(tmp_path / "run")
+        seen = []
+        for step in range(1, 8):
+            close(0, step, [4, 1])
+            follower.refresh()
+            close(1, step, [2, 3])
+            windows = follower.refresh().windows
+            assert windows is not None
+            seen.append(windows.cells.tolist())
+        for segment in segments:
+            segment.close()
+        assert seen == [[[6, 4]] * count for count in range(1, 8)]
+
     def test_begins_anew_with_another_attempt(self, tmp_path: Path) -> None:
         """A resumed run wrote steps 11 to 20 again: what was superseded is gone."""
         first = [window(1, 10, stats("mlp", [5, 3])), window(11, 20, stats("mlp", [8, 0]))]

@@ -86,6 +86,7 @@ class Chart {
     caption.append(head, " ", remark);
     this.body = document.createElement("div");
     this.body.className = "plot";
+    this.title = title;
     this.note = document.createElement("p");
     this.note.className = "hover";
     figure.append(caption, this.body, this.note);
@@ -97,7 +98,9 @@ class Chart {
     this.plot = null;
     this.phase = phase;
     this.window = window;
+    this.named = lines.filter(({ tag }) => tag !== undefined);
     this.body.replaceChildren();
+    this.body.removeAttribute("role");
     this.note.textContent = "";
     if (!lines.some(({ values }) => values.some((value) => value !== null))) {
       const empty = document.createElement("p");
@@ -175,8 +178,17 @@ class Chart {
       `${plot.series[at].label}: ${value.toPrecision(4)} at ${steps(this.phase.spans[index])}`;
   }
 
+  // What the named lines show at the slider's window, for who does not see them.
+  tell() {
+    const named = this.named.map(({ tag, values }) => [tag, values[this.window]]).filter(([, value]) => value != null);
+    this.body.setAttribute("role", "img");
+    this.body.setAttribute("aria-label", `${this.title}, ${steps(this.phase.spans[this.window])}: ` +
+      (named.map(([tag, value]) => `${tag} ${+value.toPrecision(4)}`).join(", ") || "nothing"));
+  }
+
   mark(window) {
     this.window = window;
+    if (this.plot) this.tell();
     const marker = this.plot?.over.querySelector(".now");
     if (marker) marker.style.left = `${this.plot.valToPos(this.phase.spans[window][1], "x")}px`;
   }
