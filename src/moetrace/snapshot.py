@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
-from moetrace.gradient_stats import GradientStats
+from moetrace.gradient_stats import GradientStats, gradient_summary
 from moetrace.index_keys import index_summary
 from moetrace.index_stats import IndexStats
 from moetrace.metrics import METRICS, EverUsed, LayerSpread, layer_detail, layer_summary, spread
@@ -18,7 +18,7 @@ from moetrace.notebook import layers_html, notebook_html
 from moetrace.printable import span_text
 from moetrace.probe_stats import joined, stored_fields
 from moetrace.routing_stats import RoutingStats, merge_stats
-from moetrace.weight_stats import WeightStats
+from moetrace.weight_stats import WeightStats, weight_summary
 
 __all__ = ["PROBES", "SCHEMA", "Snapshot", "merge", "with_never_used"]
 
@@ -112,11 +112,12 @@ class Snapshot:
         """The window in a few numbers, under the names that a tracker shows them with.
 
         At most 15 keys, whatever the model's size, and 29 more where tables of experts are
-        counted; never NaN: a key is absent where no layer has its metric. Means are over layers,
-        unweighted.
+        counted, nine of gradients, five of router weights; never NaN: a key is absent where no
+        layer has its metric. Means are over layers, unweighted.
 
         Args:
-            per_layer: Add ``moe/{layer}/{metric}``, five keys a layer.
+            per_layer: Add ``moe/{layer}/{metric}``, five keys a layer, and what the probes have of
+                each.
 
         >>> import numpy as np
         >>> counts = np.array([3, 1])
@@ -136,6 +137,8 @@ class Snapshot:
         if per_layer:
             summary.update(layer_detail(by_layer))
         summary.update(index_summary(self.indices, per_layer=per_layer))
+        summary.update(weight_summary(self.weights, per_layer=per_layer))
+        summary.update(gradient_summary(self.gradients, per_layer=per_layer))
         return summary
 
     def to_dict(self) -> dict[str, Any]:
