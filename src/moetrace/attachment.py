@@ -337,6 +337,7 @@ def _header(
             {
                 "name": item.site.name,
                 "aliases": list(item.site.aliases),
+                "shared": item.site.shared,
                 "num_experts": item.site.num_experts,
                 "identity_experts": item.site.identity_experts,
                 "top_k": item.site.top_k,

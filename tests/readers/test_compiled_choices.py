@@ -1,10 +1,10 @@
 """Choices that show at another place than a router's output, compiled and checkpointed every way.
 
 Three tokens whose logits stand in their first entries, so that the choice is known by hand; two
-micro-batches a step. The experts change the tokens by a thousandth, so that both layers choose alike.
+micro-batches a step. The experts change the tokens by a thousandth: both layers choose alike.
 
-Whole graphs are asked for wherever there can be one. An inline block whose experts are called one by
-one on the rows that chose them has none: the number of rows is data, and the compiler breaks its
+Whole graphs are asked for wherever there can be one. An inline block whose experts are called one
+by one on the rows that chose them has none: the number of rows is data, and the compiler breaks its
 graph at each ``nonzero``, traced or not.
 """
 

@@ -26,6 +26,7 @@ from moetrace.diagnosis.tables import check_tables
 from moetrace.diagnosis.trial import bare_model, refusal, run_once, untouched
 from moetrace.diagnosis.windows import check_windows
 from moetrace.diagnosis.witness import Witness
+from moetrace.printable import printable
 from moetrace.readers import Site
 from moetrace.recording import Recording
 from moetrace.routing_stats import RoutingStats, merge_stats
@@ -152,6 +153,11 @@ def _of_attach(attached: Attached) -> list[Finding]:
         text = "code had been compiled in this process before attach; it was dropped"
         advice = "nothing; it compiles once more. Attach before the first compiled call to save it"
         findings.append(Finding("compiled-before", "note", text, advice))
+    for site in (item.site for item in attached.traced if item.site.shared):
+        others = printable(", ".join(site.aliases))
+        text = f"its router is that of {others} too, and its counts are of all of them together"
+        advice = "nothing, if that was meant; a copy of the router per layer would tell them apart"
+        findings.append(Finding("shared-router", "note", text, advice, (site.name,)))
     left = [item.site.name for item in attached.traced if not item.recorded]
     if left:
         text = f"{len(left)} of {len(attached.traced)} sites are hooked and not recorded (layers=)"

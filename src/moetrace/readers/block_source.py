@@ -12,7 +12,8 @@ from typing import Any
 from torch import nn
 
 from moetrace.readers.choice_rule import SCORES, ChoiceRule, NoChoiceRule
-from moetrace.readers.score_walk import Scores, ScoreWalk, called, source_of
+from moetrace.readers.score_walk import Scores, ScoreWalk
+from moetrace.readers.source import called, inherited, is_inherited, source_of
 
 __all__ = ["Returned", "choice_rule", "returned_scores", "returns_one_value"]
 
@@ -95,16 +96,22 @@ def _kind(scores: Scores) -> str:
     return "logits" if not functions or functions[-1] in _STILL_LOGITS else "probabilities"
 
 
-def returns_one_value(function: Any) -> bool:
-    """Whether a function returns one thing that is no tuple, dict or call of a class; else False.
+def returns_one_value(function: Any, owner: type) -> bool:
+    """Whether a method returns one thing that is no tuple, dict or call of a class; else False.
 
     What cannot be read is taken to return several.
+
+    Args:
+        function: The method.
+        owner: The class of the module that it is called on.
     """
     tree = source_of(function)
     if tree is None:
         return False
     given = [node.value for node in ast.walk(tree) if isinstance(node, ast.Return) and node.value]
     several = (ast.Tuple, ast.List, ast.Dict, ast.Set)
+    if any(is_inherited(value) for value in given) and (above := inherited(function, owner)):
+        return returns_one_value(above, owner)
     return bool(given) and not any(
         isinstance(value, several) or (isinstance(value, ast.Call) and called(value)[:1].isupper())
         for value in given

@@ -103,11 +103,21 @@ def find_routers(model: nn.Module, readers: Sequence[Reader]) -> list[Found]:
     taken = [f"{item.site.path}." for item in found if item.site.taken]
     # A part of a router that is read (its inner gate, the copies of an adapter) is no near miss.
     found = [item for item in found if not any(item.site.path.startswith(path) for path in taken)]
+    paths = {id(core.hooked): core.paths for core in modules}
     found = [
-        replace(item, site=replace(item.site, kind=kind_of(model, item.site.path)))
-        for item in found
+        replace(item, site=_placed(item.site, model, paths[id(item.module)])) for item in found
     ]
     return with_unique_names(found)
+
+
+def _placed(site: Site, model: nn.Module, paths: Sequence[str]) -> Site:
+    """A site with what its places in the model say of it."""
+    site = replace(site, kind=kind_of(model, site.path))
+    layers = {id(model.get_submodule(path.rpartition(".")[0])) for path in paths if "." in path}
+    if len(layers) < 2:
+        return site
+    reason = f"{site.reason}; {len(layers)} layers share it, and its counts are of all together"
+    return replace(site, shared=True, reason=reason)
 
 
 def _consider(core: Core, own: Sequence[Reader], declared: dict[type, int]) -> Iterator[Found]:

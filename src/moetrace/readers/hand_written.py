@@ -11,7 +11,8 @@ from moetrace.readers.base import Reader
 from moetrace.readers.block_source import choice_rule, returned_scores, returns_one_value
 from moetrace.readers.choice_rule import ChoiceRule, NoChoiceRule
 from moetrace.readers.identity import identity_experts
-from moetrace.readers.structure import held_experts, names_in, owned_experts, takes_a_choice
+from moetrace.readers.source import names_in
+from moetrace.readers.structure import held_experts, owned_experts, takes_a_choice
 from moetrace.readers.wrapping import class_of, unwrapped
 
 __all__ = [
@@ -106,7 +107,7 @@ def chooses(module: nn.Module, num_experts: int) -> bool:
 
 def _only_scores(module: nn.Module, num_experts: int) -> bool:
     """Whether a module of one's own returns one thing, and no scores that were cut off at 0."""
-    if not returns_one_value(class_of(module).forward):
+    if not returns_one_value(class_of(module).forward, class_of(module)):
         return False
     cut = "relu" in names_in(class_of(module).forward, class_of(module))
     return not (cut and returned_scores(module, num_experts).others)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from moetrace.readers.structure import names_in
+from moetrace.readers.source import names_in
 from moetrace.readers.wrapping import class_of
 from moetrace.routing import Routing
 

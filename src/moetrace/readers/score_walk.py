@@ -7,7 +7,6 @@ scores in place is kept as a reason why there is no rule. Nothing of the user's 
 
 import ast
 import inspect
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,9 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from moetrace.readers.choice_rule import SCORES, ChoiceRule, NoChoiceRule, Step, held_by
+from moetrace.readers.source import (
+    called,
+    inherited,
+    is_inherited,
+    is_method,
+    receiver,
+    short,
+    source_of,
+)
 from moetrace.readers.wrapping import class_of
 
-__all__ = ["ScoreWalk", "Scores", "called", "source_of"]
+__all__ = ["ScoreWalk", "Scores"]
 
 _CHOICES = ("topk", "argmax", "max")
 _SAME = ("view", "reshape", "squeeze", "unsqueeze", "flatten", "contiguous", "detach", "clone")
@@ -43,18 +51,25 @@ class ScoreWalk:
         self.trouble: dict[str, NoChoiceRule | None] = {"topk": None, "single": None}
         self._depth = 0
         self._numbers: dict[str, ast.expr] = {}
+        self._function: Any = None
+        self._passed: dict[str, list[Scores]] = {}
 
     def method(self, name: str, given: dict[str, Scores]) -> Scores:
         """Walk a method of the block; what it returns of the gate's scores."""
-        tree = source_of(getattr(class_of(self.block), name, None))
+        return self._walk(getattr(class_of(self.block), name, None), name, given)
+
+    def _walk(self, function: Any, name: str, given: dict[str, Scores], deeper: int = 1) -> Scores:
+        tree = source_of(function)
         if tree is None or self._depth >= _DEEPEST:
             if name == "forward":
                 raise NoChoiceRule("the source of its forward cannot be read")
             return _worst(given.values(), f"{name} cannot be read")
         held: dict[str, Scores] = dict(given)
-        self._depth += 1
+        around, self._function = self._function, function
+        self._depth += deeper
         self._statements(tree.body, held)
-        self._depth -= 1
+        self._depth -= deeper
+        self._function = around
         return held.get("return")
 
     def _statements(self, body: Sequence[ast.stmt], held: dict[str, Scores]) -> None:
@@ -81,6 +96,9 @@ class ScoreWalk:
     ) -> None:
         if statement.value is None:
             return
+        if isinstance(statement, ast.Return) and is_inherited(statement.value):
+            held["return"] = self._inherited(statement.value, held, deeper=0)
+            return
         found = self._value(statement.value, held)
         if isinstance(statement, ast.Return):
             held["return"] = found
@@ -89,12 +107,14 @@ class ScoreWalk:
         elif isinstance(statement, ast.Assign):
             for target in statement.targets:
                 self._assign(target, found, held)
+                if is_inherited(statement.value) and self._depth == 1:
+                    self._pass_on(target, statement.value, held)
                 if isinstance(target, ast.Name):
                     self._numbers[target.id] = statement.value
         elif isinstance(statement, ast.AnnAssign):
             self._assign(statement.target, found, held)
         elif isinstance(statement.value, ast.Call) and called(statement.value).endswith("_"):
-            self._spoil(_receiver(statement.value), statement, held)
+            self._spoil(receiver(statement.value), statement, held)
 
     def _note_returned(self, value: ast.expr, held: dict[str, Scores]) -> None:
         """Keep what each of the returned things holds; two returns that differ show nothing."""
@@ -106,10 +126,23 @@ class ScoreWalk:
         elif isinstance(value, ast.Call) and called(value)[:1].isupper():
             parts = [*value.args, *(word.value for word in value.keywords)]
         found = [self._value(part, held) for part in parts]
+        if isinstance(value, ast.Name) and value.id in self._passed:
+            found = self._passed[value.id]
         same = not self.returned or [type(item) for item in found] == [
             type(item) for item in self.returned
         ]
         self.returned = found if same else []
+
+    def _pass_on(self, target: ast.expr, call: ast.Call, held: dict[str, Scores]) -> None:
+        """Keep what each of the things holds that a method got by ``super()``, by their names."""
+        before, self.returned = self.returned, []
+        self._inherited(call, held, deeper=0)
+        passed, self.returned = self.returned, before
+        if isinstance(target, ast.Name):
+            self._passed[target.id] = passed
+        elif isinstance(target, ast.Tuple) and len(target.elts) == len(passed):
+            for item, scores in zip(target.elts, passed, strict=True):
+                self._assign(item, scores, held)
 
     def _multiplies(self, values: Sequence[ast.expr]) -> bool:
         """Whether one of the factors is a matrix that the module holds, as it is or transposed."""
@@ -141,7 +174,7 @@ class ScoreWalk:
 
     def _spoil(self, value: ast.expr | None, where: ast.AST, held: dict[str, Scores]) -> None:
         if isinstance(value, ast.Name) and held.get(value.id) is not None:
-            held[value.id] = NoChoiceRule(f"{_short(where)} changes them in place")
+            held[value.id] = NoChoiceRule(f"{short(where)} changes them in place")
 
     def _value(self, value: ast.expr, held: dict[str, Scores]) -> Scores:
         """What an expression holds of the gate's scores; notes every choice in it."""
@@ -159,7 +192,7 @@ class ScoreWalk:
             for part in ast.iter_child_nodes(value)
             if isinstance(part, ast.expr)
         ]
-        return _worst(inner, f"{_short(value)} is no step that is known")
+        return _worst(inner, f"{short(value)} is no step that is known")
 
     def _operator(self, value: ast.BinOp, held: dict[str, Scores]) -> Scores:
         does = _SIGNS[type(value.op)]
@@ -168,20 +201,22 @@ class ScoreWalk:
         known = self._operand(operand)
         swapped = left is None and does in "-/"
         if not isinstance(scores, tuple) or known is None or swapped:
-            return _worst([left, right], f"{_short(value)} is no step that is known")
+            return _worst([left, right], f"{short(value)} is no step that is known")
         return (*scores, Step(does, *known))
 
     def _call(self, call: ast.Call, held: dict[str, Scores]) -> Scores:
         function, name = ast.unparse(call.func), called(call)
         if function in self.gates or (name in ("linear", "matmul") and self._multiplies(call.args)):
             return ()
-        arguments = [v for v in (_receiver(call), *call.args) if v is not None]
+        arguments = [v for v in (receiver(call), *call.args) if v is not None]
         arguments += [word.value for word in call.keywords]
         found = [self._value(argument, held) for argument in arguments]
         if function == f"self.{name}" and inspect.isfunction(
             getattr(class_of(self.block), name, None)
         ):
             return self._own_method(name, call, held)
+        if is_inherited(call):
+            return self._inherited(call, held)
         if name in _CHOICES and found and found[0] is not None:
             self._choice(call, name, found[0])
             return NoChoiceRule("they are what was chosen already")
@@ -191,14 +226,26 @@ class ScoreWalk:
                 return self._step(call, name, scores)
             except NoChoiceRule as trouble:
                 return trouble
-        return _worst(found, f"{_short(call)} is no step that is known")
+        return _worst(found, f"{short(call)} is no step that is known")
 
     def _own_method(self, name: str, call: ast.Call, held: dict[str, Scores]) -> Scores:
-        tree = source_of(getattr(class_of(self.block), name))
+        function = getattr(class_of(self.block), name)
+        return self._walk(function, name, self._given(function, call, held))
+
+    def _inherited(self, call: ast.Call, held: dict[str, Scores], deeper: int = 1) -> Scores:
+        """Walk what a method goes on to by ``super()``, where that has the method's own name."""
+        name, function = called(call), inherited(self._function, class_of(self.block))
+        given = self._given(function, call, held)
+        if name != getattr(self._function, "__name__", "") or function is None:
+            return _worst(given.values(), f"{short(call)} cannot be read")
+        return self._walk(function, name, given, deeper)
+
+    def _given(self, function: Any, call: ast.Call, held: dict[str, Scores]) -> dict[str, Scores]:
+        """What a method of the block is called with, by the names of its arguments."""
+        tree = source_of(function)
         names = [] if tree is None else [argument.arg for argument in tree.args.args][1:]
         given = dict(zip(names, (self._value(v, held) for v in call.args), strict=False))
-        given |= {word.arg or "": self._value(word.value, held) for word in call.keywords}
-        return self.method(name, given)
+        return given | {word.arg or "": self._value(word.value, held) for word in call.keywords}
 
     def _step(self, call: ast.Call, name: str, scores: Steps) -> Scores:
         if name in _SAME:
@@ -212,11 +259,11 @@ class ScoreWalk:
             return (*scores, Step("cast", dtype=_CASTS[name]))
         if name in ("to", "type") and (dtype := _dtype(call)) is not None:
             return (*scores, Step("cast", dtype=dtype))
-        raise NoChoiceRule(f"{_short(call)} is no step that is known")
+        raise NoChoiceRule(f"{short(call)} is no step that is known")
 
     def _choice(self, call: ast.Call, name: str, scores: Steps | NoChoiceRule) -> None:
         kind = "topk" if name == "topk" else "single"
-        if name == "max" and len(call.args) + len(call.keywords) < 2 - _is_method(call):
+        if name == "max" and len(call.args) + len(call.keywords) < 2 - is_method(call):
             return  # the highest of all numbers chooses nothing
         try:
             if isinstance(scores, NoChoiceRule):
@@ -229,7 +276,7 @@ class ScoreWalk:
 
     def _top_k(self, call: ast.Call) -> int:
         given = [word.value for word in call.keywords if word.arg == "k"]
-        given += call.args[1 - _is_method(call) :][:1]
+        given += call.args[1 - is_method(call) :][:1]
         found = self._number(given[0]) if given else None
         if not isinstance(found, int) or isinstance(found, bool):
             found = self.stated
@@ -244,7 +291,7 @@ class ScoreWalk:
         if isinstance(value, ast.Name) and value.id in self._numbers and depth < _DEEPEST:
             return self._number(self._numbers[value.id], depth + 1)
         if isinstance(value, ast.Name):
-            function = inspect.unwrap(class_of(self.block).forward)
+            function = inspect.unwrap(self._function)
             return getattr(function, "__globals__", {}).get(value.id)
         if isinstance(value, ast.Call) and ast.unparse(value.func) == "min" and depth < _DEEPEST:
             found = [self._number(argument, depth + 1) for argument in value.args]
@@ -266,43 +313,20 @@ class ScoreWalk:
         return held_by(self.block, text[5:]) if text.startswith("self.") else None
 
 
-def source_of(function: Any) -> ast.FunctionDef | None:
-    """The tree of a function, or None where its source cannot be read."""
-    try:
-        source = inspect.getsource(inspect.unwrap(function))
-        (tree,) = ast.parse(textwrap.dedent(source)).body
-    except (OSError, TypeError, SyntaxError, ValueError):
-        return None
-    return tree if isinstance(tree, ast.FunctionDef) else None
-
-
-def _receiver(call: ast.Call) -> ast.expr | None:
-    """What a method is called on; None for a function of a module."""
-    function = call.func
-    is_method = isinstance(function, ast.Attribute) and _is_method(call)
-    return function.value if is_method and isinstance(function, ast.Attribute) else None
-
-
-def _is_method(call: ast.Call) -> bool:
-    owner = ast.unparse(call.func).rpartition(".")[0]
-    return bool(owner) and owner not in _MODULES
-
-
-_MODULES = ("torch", "F", "functional", "nn.functional", "torch.nn.functional", "self")
-
-
-def called(call: ast.Call) -> str:
-    """The last part of the name of what is called."""
-    return ast.unparse(call.func).rpartition(".")[2]
+def _worst(found: Any, otherwise: str) -> Scores:
+    """None where nothing is of the gate's scores, else why it is no rule any more."""
+    seen = [item for item in found if item is not None]
+    trouble = next((item for item in seen if isinstance(item, NoChoiceRule)), None)
+    return trouble or (NoChoiceRule(otherwise) if seen else None)
 
 
 def _over_experts(call: ast.Call) -> None:
     """Refuse what is taken over the tokens."""
     axes = [word.value for word in call.keywords if word.arg in ("dim", "axis")]
-    axes += call.args[1 - _is_method(call) + (called(call) == "topk") :][:1]
+    axes += call.args[1 - is_method(call) + (called(call) == "topk") :][:1]
     for axis in axes:
         if ast.unparse(axis) not in ("-1", "1", "2"):
-            raise NoChoiceRule(f"{_short(call)} is not taken over the experts")
+            raise NoChoiceRule(f"{short(call)} is not taken over the experts")
 
 
 def _dtype(call: ast.Call) -> torch.dtype | None:
@@ -311,18 +335,6 @@ def _dtype(call: ast.Call) -> torch.dtype | None:
     for value in given:
         found = getattr(torch, ast.unparse(value).removeprefix("torch."), None)
         if not isinstance(found, torch.dtype):
-            raise NoChoiceRule(f"the precision of {_short(call)} cannot be read")
+            raise NoChoiceRule(f"the precision of {short(call)} cannot be read")
         return found
     return None
-
-
-def _worst(found: Any, otherwise: str) -> Scores:
-    """None where nothing is of the gate's scores, else why it is no rule any more."""
-    seen = [item for item in found if item is not None]
-    trouble = next((item for item in seen if isinstance(item, NoChoiceRule)), None)
-    return trouble or (NoChoiceRule(otherwise) if seen else None)
-
-
-def _short(node: ast.AST) -> str:
-    text = ast.unparse(node)
-    return text if len(text) <= 48 else f"{text[:45]}..."

@@ -51,6 +51,8 @@ class Site:
         varies: Whether tokens may go to different numbers of experts, going by what it returns.
         identity_experts: How many more can be chosen that compute nothing: identity and zero
             experts, or a class that skips the experts. Their columns come last.
+        shared: Whether the aliases are other layers, which use this router too: its counts are of
+            all of them together.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Site:
     remedy: str = ""
     varies: bool = False
     identity_experts: int = 0
+    shared: bool = False
 
     @property
     def columns(self) -> int:

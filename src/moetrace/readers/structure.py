@@ -6,12 +6,11 @@ Nothing here runs the model, reads a value off a device or looks at a class name
 import inspect
 import re
 from collections.abc import Sequence
-from types import CodeType, FunctionType
-from typing import Any
 
 from torch import nn
 
 from moetrace.layout import SCORINGS
+from moetrace.readers.source import codes_of
 from moetrace.readers.wrapping import class_of, unwrapped
 
 __all__ = [
@@ -26,7 +25,6 @@ __all__ = [
     "idle_at_end",
     "inner_experts",
     "inner_gate",
-    "names_in",
     "number_stated",
     "owned_experts",
     "scoring_of",
@@ -209,11 +207,12 @@ def scoring_of(router: nn.Module) -> str:
         declared = getattr(router, attribute, None)
         if isinstance(declared, str) and declared in SCORINGS:
             return declared
-    code = _code_of(type(router).forward)
-    if code is None:
+    codes = list(codes_of(class_of(router).forward, class_of(router)))
+    if not codes:
         return "softmax"
-    called = {name.lower() for name in code.co_names}
-    for name in code.co_names:
+    used = [name for code in codes for name in code.co_names]
+    called = {name.lower() for name in used}
+    for name in used:
         behind = getattr(router, name, None)
         if callable(behind) and not isinstance(behind, nn.Linear):
             called.add(type(behind).__name__.lower())
@@ -221,30 +220,5 @@ def scoring_of(router: nn.Module) -> str:
         return "sqrtsoftplus"
     if "softmax" not in called and "sigmoid" in called:
         return "sigmoid"
-    local = " ".join(code.co_varnames).lower()
+    local = " ".join(name for code in codes for name in code.co_varnames).lower()
     return "probabilities" if "prob" in local and "logit" not in local else "softmax"
-
-
-def names_in(function: Any, owner: type) -> set[str]:
-    """Names that a function's code uses, with those of the methods of its class that it calls."""
-    return _names_in(function, owner, set())
-
-
-def _names_in(function: Any, owner: type, seen: set[CodeType]) -> set[str]:
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    if not isinstance(code, CodeType) or code in seen:
-        return set()
-    seen.add(code)
-    names = {name.lower() for name in code.co_names}
-    for name in code.co_names:
-        method = getattr(owner, name, None)
-        if isinstance(method, FunctionType) and not hasattr(nn.Module, name):
-            names |= _names_in(method, owner, seen)
-    return names
-
-
-def _code_of(function: Any) -> CodeType | None:
-    while hasattr(function, "__wrapped__"):
-        function = function.__wrapped__
-    code = getattr(function, "__code__", None)
-    return code if isinstance(code, CodeType) else None

@@ -116,7 +116,9 @@ def _by_kind(sites: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[str
         )
         aliases = site.get("aliases")
         also = [printable(str(alias)) for alias in aliases] if isinstance(aliases, list) else []
-        name = " = ".join([said.get("name", "?"), *also])
+        shared = site.get("shared") is True
+        name = (" + " if shared else " = ").join([said.get("name", "?"), *also])
+        name += " (one router for all)" if shared else ""
         found.setdefault(kind, {}).setdefault(_fired(site), []).append(name)
     return found
 
