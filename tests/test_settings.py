@@ -118,12 +118,27 @@ model_config:
 
 class TestBlocks:
     def test_a_peer_config_block_as_it_is(self, tmp_path):
-        """log_expert_usage, log_freq and usage_threshold are read; the model's own are not."""
+        """S2-01 to S2-03: log_expert_usage, log_freq and usage_threshold are read as they stand.
+
+        What else is in the block, and the layer from which on the model has tables, is the model's.
+        """
         settings = load(written(tmp_path, PEER), environment=NOTHING)
-        assert settings == Settings(every=1000, alerts=AlertRules(usage_threshold=5.0))
+        assert settings == Settings(
+            every=1000,
+            alerts=AlertRules(usage_threshold=5.0),
+            probes=({"indices": {"usage_threshold": 5.0}},),
+        )
+
+    def test_a_peer_config_block_reaches_the_probe(self):
+        """S2-01, S2-03: the threshold of the block is that of the probe, and of the alerts."""
+        block = {"peer_config": {"log_freq": 2, "usage_threshold": 3.0}}
+        found = load({"model_config": block}, environment=NOTHING).attach_arguments()
+        (probe,) = found["probes"]
+        assert (found["every"], found["alerts"].usage_threshold) == (2, 3.0)
+        assert (probe.usage_threshold, probe.tables) == (3.0, None)
 
     def test_a_peer_config_block_that_switches_it_off(self, tmp_path):
-        """log_expert_usage: false says not to attach at all."""
+        """S2-01: log_expert_usage: false says not to attach at all: no hook is put on."""
         text = PEER.replace("log_expert_usage: true", "log_expert_usage: false")
         assert load(written(tmp_path, text), environment=NOTHING).enabled is False
 

@@ -49,6 +49,10 @@ PEER = ("log_expert_usage", "log_freq", "usage_threshold")
 """What is ours in a ``peer_config`` block; the rest of it configures the caller's model."""
 
 
+PROBES = {"gradients": "GradientProbe", "indices": "IndexProbe", "weights": "WeightProbe"}
+"""Probes by the name of the field of a snapshot that they fill."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What `moetrace.attach` takes beside the model, and whether to attach at all.
@@ -60,7 +64,8 @@ class Settings:
         sinks: Sink objects, names of the entry-point group ``moetrace.sinks`` (``"console"``), and
             names with arguments (``{"prometheus": {"port": 9100}}``). Named ones are made by
             `attach_arguments`, each time anew.
-        probes: What to measure beside routing.
+        probes: What to measure beside routing: probe objects, ``"gradients"``, ``"indices"`` and
+            ``"weights"``, and these names with arguments (``{"indices": {"dense_every": 1}}``).
         readers: Your own readers.
         layers: Glob or globs over site names, or None for all.
         topology: Where this process stands among those of the run.
@@ -89,19 +94,22 @@ class Settings:
     def __post_init__(self) -> None:
         sinks = (self.sinks,) if isinstance(self.sinks, str | Mapping) else tuple(self.sinks)
         object.__setattr__(self, "sinks", sinks)
+        named = isinstance(self.probes, str | Mapping)
+        object.__setattr__(self, "probes", (self.probes,) if named else tuple(self.probes))
         if isinstance(self.alerts, Mapping):
             object.__setattr__(self, "alerts", AlertRules(**_rules(self.alerts, "alerts")))
 
     def attach_arguments(self) -> dict[str, Any]:
-        """The keyword arguments of `moetrace.attach`, with named sinks made.
+        """The keyword arguments of `moetrace.attach`, with named sinks and probes made.
 
         Raises:
-            ValueError: There is no sink of a name.
-            TypeError: A named sink does not take these arguments.
+            ValueError: There is no sink or probe of a name.
+            TypeError: A named sink or probe does not take these arguments.
         """
         arguments = {item.name: getattr(self, item.name) for item in fields(self)}
         del arguments["enabled"]
         arguments["sinks"] = [_sink(item) for item in self.sinks]
+        arguments["probes"] = [_probe(item) for item in self.probes]
         return arguments
 
 
@@ -188,7 +196,10 @@ def _of_peer(block: Mapping[str, Any], where: str) -> dict[str, Any]:
         # Most names are the model's own; only one that is nearly ours is a slip.
         if name not in PEER and difflib.get_close_matches(str(name), PEER, n=1, cutoff=0.85):
             raise _unknown(str(name), PEER, f"the block 'peer_config' of {where}")
-    return _known({name: block[name] for name in PEER if name in block}, "the block 'peer_config'")
+    found = _known({name: block[name] for name in PEER if name in block}, "the block 'peer_config'")
+    threshold = block.get("usage_threshold")
+    arguments = {} if threshold is None else {"usage_threshold": threshold}
+    return {**found, "probes": ({"indices": arguments},)}
 
 
 def _known(given: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -266,6 +277,7 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "every": int,
     "sample": int,
     "sinks": _list,
+    "probes": _list,
     "layers": _list,
     "reduce": str,
     "alerts": _flag,
@@ -275,17 +287,31 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
 }
 
 
-def _sink(item: Any) -> Any:
-    """The sink that a name stands for; anything else as it is."""
+def _probe(item: Any) -> Any:
+    """The probe that a name stands for; anything else as it is."""
+    name, arguments = _named(item, "probe")
+    if name is None:
+        return item
+    if name not in PROBES:
+        raise _unknown(name, PROBES, "probes")
+    return getattr(importlib.import_module("moetrace.probes"), PROBES[name])(**arguments)
+
+
+def _named(item: Any, what: str) -> tuple[str | None, dict[str, Any]]:
     if isinstance(item, Mapping):
         if len(item) != 1:
-            raise ValueError(f"found the sink {dict(item)!r}; give one name with its arguments")
+            raise ValueError(f"found the {what} {dict(item)!r}; give one name with its arguments")
         name, arguments = next(iter(item.items()))
-    elif isinstance(item, str):
-        name, arguments = item, {}
-    else:
+        return str(name), dict(arguments or {})
+    return (item, {}) if isinstance(item, str) else (None, {})
+
+
+def _sink(item: Any) -> Any:
+    """The sink that a name stands for; anything else as it is."""
+    name, arguments = _named(item, "sink")
+    if name is None:
         return item
     found = {point.name: point for point in entry_points(group="moetrace.sinks")}
     if name not in found:
-        raise _unknown(str(name), found, "sinks")
-    return found[name].load()(**(arguments or {}))
+        raise _unknown(name, found, "sinks")
+    return found[name].load()(**arguments)

@@ -4,7 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from moetrace.gradient_stats import GradientStats
+from moetrace.index_stats import index_stats_of
 from moetrace.run import Run
 from moetrace.snapshot import Snapshot
 from moetrace.weight_stats import WeightStats
@@ -72,6 +75,7 @@ def full(*, windows: int = 3, layers: tuple[str, ...] = LAYERS) -> list[Snapshot
             wall_time=1_700_000_000.25 + at,
             weights=tuple(weight(layer, at) for layer in layers),
             gradients=gradients(at),
+            indices=(index_stats_of("ffn", np.array([5, at, 0, 1])).reduced(),),
         )
         for at in range(windows)
     ]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         calculate_routing_entropy,
         track_expert_usage,
     )
+    from moetrace.compat.expert_usage import ExpertUsageTracker
     from moetrace.compat.monitoring import MoEMonitoring
     from moetrace.compat.router_weights import (
         compute_weight_statistics,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from moetrace.compat.weight_tracker import RouterWeightTracker
 
 _HOMES = {
+    "ExpertUsageTracker": "expert_usage",
     "MoECallback": "callback",
     "MoEMonitoring": "monitoring",
     "RouterWeightTracker": "weight_tracker",
@@ -36,6 +38,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "ExpertUsageTracker",
     "MoECallback",
     "MoEMonitoring",
     "RouterWeightTracker",

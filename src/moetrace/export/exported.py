@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from moetrace.export.expert_usage import write_expert_usage
 from moetrace.export.files import Drafts, json_text
 from moetrace.export.gradient_analysis import write_gradient_analysis
 from moetrace.export.perfetto import write_perfetto
@@ -14,7 +15,7 @@ from moetrace.run import Run
 
 __all__ = ["FORMATS", "Exported", "export_run"]
 
-FORMATS = (*TABLE_FORMS, "seed000", "seed003", "perfetto")
+FORMATS = (*TABLE_FORMS, "seed000", "seed002", "seed003", "perfetto")
 """What a run can be exported as."""
 
 
@@ -65,6 +66,8 @@ def export_run(
             rows = {"events": write_perfetto(run, drafts.draft("perfetto.json"))}
         elif form == "seed000":
             rows = {"windows": write_weight_tracking(run, drafts)}
+        elif form == "seed002":
+            rows = {"windows": write_expert_usage(run, drafts)}
         else:
             rows = {"windows": write_gradient_analysis(run, drafts)}
         files = tuple(drafts.files)

@@ -25,6 +25,7 @@ from moetrace.ops.library import TracerState
 
 __all__ = [
     "IndexState",
+    "IndexSums",
     "add_scores",
     "hold_keys",
     "look_up",
@@ -85,6 +86,34 @@ class IndexState:
         self.no_grad.clear()
         self.drawn.clear()
         self.keys.clear()
+
+
+class IndexSums:
+    """Sums of a table that is told its ids, in place of a hook; draws alone, no scores.
+
+    Args:
+        layout: Where each sum stands.
+        device: Where the ids are.
+    """
+
+    def __init__(self, layout: IndexLayout, device: torch.device) -> None:
+        self._layout = layout
+        self._tracer = TracerState()
+        with torch.inference_mode(False):
+            self._sums = torch.zeros(layout.width, dtype=torch.int64, device=device)
+
+    def add(self, ids_TK: Tensor) -> None:
+        """Count the ids of T tokens. Cost: as `note_lookup`."""
+        _add_draws(self._tracer, self._sums, self._layout, ids_TK.to(self._sums.device), None)
+
+    def read(self) -> NDArray[np.int64]:
+        """A copy of the sums on the host; waits for the device."""
+        found: NDArray[np.int64] = self._sums.cpu().numpy().copy()
+        return found
+
+    def clear(self) -> None:
+        """Start from 0 again."""
+        self._sums.zero_()
 
 
 _states: weakref.WeakValueDictionary[int, IndexState] = weakref.WeakValueDictionary()

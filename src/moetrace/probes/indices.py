@@ -6,6 +6,7 @@ expert and statistic each. What they reduce to is formed on the writer's thread.
 """
 
 import logging
+import math
 import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -37,7 +38,7 @@ from moetrace.probes.execution import dispatch_modes, is_abstract, is_exported
 from moetrace.probes.frames import never_a_frame
 from moetrace.probes.tables import IndexProbe, Table, TableShape
 
-__all__ = ["IndexMeter", "IndexWindow"]
+__all__ = ["IndexMeter", "IndexWindow", "TableProbe", "with_history"]
 
 _log = logging.getLogger("moetrace")
 
@@ -307,7 +308,7 @@ class IndexWindow:
         records, start = [], 0
         for table, layout, hot in zip(self.tables, self.layouts, self.hot, strict=True):
             record = self._record(table, layout, bits[start : start + layout.width])
-            records.append(self._with_history(record, hot))
+            records.append(with_history(record, hot))
             start += layout.width
         return with_shared(records)
 
@@ -328,20 +329,27 @@ class IndexWindow:
             due=self.due,
         )
 
-    def _with_history(self, record: IndexStats, before: "deque[NDArray[np.int64]]") -> IndexStats:
-        assert record.tokens_per_expert is not None
-        hot = np.sort(hot_indices(record.tokens_per_expert, threshold=self.threshold))
-        overlap = float(hot_overlap(before[-1], hot)) if before else np.nan
-        before.append(hot)
-        whole = len(before) == _HISTORY
-        lasting = persistent_experts(list(before)) if whole else hot[:0]
-        return replace(
-            record,
-            history=len(before),
-            persistent=lasting.size if whole else None,
-            persistent_experts=tuple(int(expert) for expert in lasting[:MOST_LISTED].tolist()),
-            overlap=None if np.isnan(overlap) else overlap,
-        )
+
+def with_history(record: IndexStats, before: "deque[NDArray[np.int64]]") -> IndexStats:
+    """The record with what the windows before it say of its hot experts.
+
+    Args:
+        record: The newest window of a table, with its counts.
+        before: The hot experts of up to five windows, the newest last; takes this one's.
+    """
+    assert record.tokens_per_expert is not None, "a record without its counts"
+    hot = np.sort(hot_indices(record.tokens_per_expert, threshold=record.threshold))
+    overlap = hot_overlap(before[-1], hot) if before else math.nan
+    before.append(hot)
+    whole = len(before) == _HISTORY
+    lasting = persistent_experts(list(before)) if whole else hot[:0]
+    return replace(
+        record,
+        history=len(before),
+        persistent=lasting.size if whole else None,
+        persistent_experts=tuple(int(expert) for expert in lasting[:MOST_LISTED].tolist()),
+        overlap=None if math.isnan(overlap) else overlap,
+    )
 
 
 def _device_of(module: nn.Module) -> torch.device | None:
