@@ -71,7 +71,7 @@ class TestBalance:
     def test_the_headline_says_since_when_it_has_half_of_its_excess(self) -> None:
         """The step to look at is where it went wrong, not where chance was first exceeded."""
         history = [
-            window(1, 10, stats("mlp", [270, 250, 240, 240])),
+            window(1, 10, stats("mlp", [400, 200, 200, 200])),
             window(11, 20, stats("mlp", [940, 20, 20, 20])),
             window(21, 30, stats("mlp", [970, 10, 10, 10])),
         ]

@@ -106,10 +106,13 @@ class TestScreen:
         assert "open, last window 5 s ago\n" in early
         assert "last window 2 min ago; one took 10 s: stalled?" in late
 
+    @pytest.mark.parametrize("name", HOSTILE)
     @pytest.mark.parametrize("colour", [True, False])
-    def test_hostile_names_are_seen_and_do_nothing(self, tmp_path: Path, colour: bool) -> None:
+    def test_hostile_names_are_seen_and_do_nothing(
+        self, tmp_path: Path, name: str, colour: bool
+    ) -> None:
         """J3, J4, J5: no control byte, no markup, no turned text reaches the terminal."""
-        view = viewed(tmp_path, window(1, 1, *(stats(name, [9, 1]) for name in HOSTILE)))
+        view = viewed(tmp_path, window(1, 1, stats(name, [99, 1])))
         out = io.StringIO()
         console = Console(file=out, width=100, no_color=True, color_system=None)
         for line in screen(view, width=100, height=60, colour=colour):
@@ -117,7 +120,9 @@ class TestScreen:
         text = out.getvalue()
         assert not {c for c in text if (ord(c) < 32 and c != "\n") or 0x7F <= ord(c) < 0xA0}
         assert not {"\u202e", "\u200d"} & set(text)
-        assert "[bold]l[/x]" in text.replace("\n", "")
+        said = name.encode("unicode_escape").decode()
+        assert text.startswith("moetrace ")
+        assert f"!! {said[:60]}" in text
 
     def test_a_run_without_a_window_says_what_it_waits_for(self, tmp_path: Path) -> None:
         """The first window is written when it closes."""
@@ -169,17 +174,16 @@ class TestFollower:
         assert seen == [[[6, 4]] * count for count in range(1, 8)]
 
     def test_begins_anew_with_another_attempt(self, tmp_path: Path) -> None:
-        """A resumed run wrote steps 11 to 20 again: what was superseded is gone."""
-        first = [window(1, 10, stats("mlp", [5, 3])), window(11, 20, stats("mlp", [8, 0]))]
-        recorded(tmp_path / "run", *first)
+        """A resumed run wrote steps 11 to 20 again: what was superseded is gone, however old."""
+        recorded(tmp_path / "run", *(window(n, n, stats("mlp", [8, 0])) for n in range(1, 21)))
         follower = Follower(tmp_path / "run")
         before = follower.refresh().windows
-        recorded(tmp_path / "run", window(11, 20, stats("mlp", [4, 4])))
+        recorded(tmp_path / "run", *(window(n, n, stats("mlp", [4, 4])) for n in range(11, 21)))
         after = follower.refresh().windows
         assert before is not None
         assert after is not None
-        assert before.cells.tolist() == [[5, 3], [8, 0]]
-        assert after.cells.tolist() == [[5, 3], [4, 4]]
+        assert before.cells.tolist() == [[8, 0]] * 20
+        assert after.cells.tolist() == [[8, 0]] * 10 + [[4, 4]] * 10
 
     def test_names_the_phases_where_one_does_not_exist(self, bad: Run) -> None:
         """A typing error is told with what there is."""
