@@ -112,7 +112,7 @@ class TestScreen:
         self, tmp_path: Path, name: str, colour: bool
     ) -> None:
         """J3, J4, J5: no control byte, no markup, no turned text reaches the terminal."""
-        view = viewed(tmp_path, window(1, 1, stats(name, [99, 1])))
+        view = viewed(tmp_path, window(1, 1, stats(name, [970, 10, 10, 10])))
         out = io.StringIO()
         console = Console(file=out, width=100, no_color=True, color_system=None)
         for line in screen(view, width=100, height=60, colour=colour):
