@@ -17,7 +17,7 @@ SCORE_BITS = 30
 """Binary digits after the point of a sum of scores: 8.6e9 draws of score 1 until it is full."""
 
 SCORE_SQ_BITS = 24
-"""The same for the sum of squared scores over all experts."""
+"""The same for the sum of squared scores over all experts; a score above 32 counts as 32 there."""
 
 MOST_SCORE = 1024.0
 """The largest score that one draw may add; larger ones are clamped to it, negative ones to 0."""

@@ -526,3 +526,23 @@ class TestCompiled:
         for name, look in zip(("layers.0", "layers.1"), seen, strict=True):
             assert found[name].tokens_per_expert.tolist() == look.of(look.calls[:1])
             assert found[name].score_total / 2**SCORE_BITS == pytest.approx(30, rel=1e-6)
+
+
+class TestMillion:
+    def test_ten_layers_of_a_million_experts(self):
+        """S2-17: 1,048,576 experts in 10 layers, 8 heads of 16, are counted exactly."""
+        ids = [torch.randint(0, 1 << 20, (1, 64, 8, 16)) for _ in range(10)]
+        layers = nn.ModuleList(nn.Identity() for _ in ids)
+        for layer in layers:
+            layer.num_embeddings = 1 << 20
+        names = {f"layers.{at}": layer for at, layer in enumerate(layers)}
+        meter = meter_of(layers, tables=names, columns=1024)
+        for layer, chosen in zip(layers, ids, strict=True):
+            layer(chosen)
+        meter.end_step()
+        found = closed(meter)
+        for chosen, record in zip(ids, found.values(), strict=True):
+            expected = np.bincount(chosen.flatten().numpy(), minlength=1 << 20)
+            assert np.array_equal(record.tokens_per_expert, expected)
+            assert (record.draws, len(record.row_draws)) == (64 * 8 * 16, 1024)
+        assert meter.bytes == 10 * 2 * 8 * ((1 << 20) + 1 + 5)

@@ -11,7 +11,7 @@ import moetrace
 from moetrace.readers import LookupReader, RouterReader
 from moetrace.readers.bare_gate import BareGateReader, ExpertsCallReader
 from moetrace.readers.choice_rule import ChoiceRule, Step
-from tests.readers import contract, hand_written, hand_written_routers
+from tests.readers import contract, hand_written, hand_written_routers, tonight
 from tests.readers.hand_written import D, E
 
 SCORES = torch.tensor(
@@ -77,8 +77,7 @@ def documented(page):
 
 def remedy():
     """The reader that a near miss comes with."""
-    block = nn.ModuleDict({"gate": gate(), "experts": hand_written.experts()})
-    (site,) = moetrace.discover(nn.Sequential(block))
+    (site,) = moetrace.discover(nn.Sequential(tonight.StackedInline()))
     return written(site.remedy, E)
 
 

@@ -289,19 +289,6 @@ class TestNotReadable:
         assert not site.taken
         assert reason in site.reason
 
-    def test_gives_the_reader_that_would_do(self, tmp_path):
-        """The text of the reader is Python that counts, once somebody who knows has checked it."""
-        block = _block("        ids = pick(logits)", tmp_path)
-        model = nn.Sequential(block)
-        with pytest.raises(moetrace.NoRouterFound, match="class GateReader") as raised:
-            moetrace.attach(model)
-        names = {"moetrace": moetrace}
-        exec(moetrace.discover(model)[0].remedy, names)
-        assert moetrace.discover(model)[0].remedy in str(raised.value)
-        with moetrace.attach(model, readers=[names["GateReader"]()]) as tracer:
-            model(torch.randn(2, 5, D))
-            assert tracer.flush()["0"].tokens_per_expert.sum() == 10 * K
-
 
 def _block(line, folder):
     """A block whose forward has this line, from a file of its own so that it has a source."""
@@ -311,7 +298,6 @@ def _block(line, folder):
     path.write_text(
         "import torch\nfrom torch import nn\n"
         f"D, E, K = {D}, {E}, {K}\n"
-        "def pick(logits):\n    return logits.topk(K).indices\n"
         "class Block(nn.Module):\n"
         "    def __init__(self):\n"
         "        super().__init__()\n"

@@ -74,7 +74,7 @@ class HasNoNumber:
         (CallersChoice, "nothing beside them has a matrix of 4 rows", "pass a reader for a module"),
         (SoftRouting, "every token goes to all 4 experts", "nothing can be done about it"),
         (WithinGroups, "a matrix for each of 4 groups", "counted where their gate is read"),
-        (BareGate, "returns bare logits of 4 experts", "GateReader"),
+        (BareGate, "returns bare logits of 4 experts", "ChoiceReader"),
         (GatedMlp, "a matrix of 16 rows, but no experts beside it", "pass a reader for it"),
         (Deep, "nothing here is called a router", "if it chooses among them, pass a reader"),
     ],

@@ -53,9 +53,11 @@ SKIPPED = {
     "arrays of numpy": (lambda: (WEIGHTS.numpy(), IDS.numpy()), "(ndarray, ndarray)"),
     "lists of numbers": (lambda: ([0, 1], [0.5, 0.5]), "((int, int), (float, float))"),
     # tensors, and no tuple, dict or dataclass of them
-    "a tuple in a tuple": (lambda: ((SCORES,), (WEIGHTS, IDS)), "((float32[6, 4]), (float32[6, 2]"),
     "a dict in a dict": (lambda: {"a": {"b": IDS}}, "(a: (b: int64[6, 2]))"),
-    "a dataclass in one": (lambda: Record(Record(SCORES, WEIGHTS, IDS)), "(scores: (scores: float"),
+    "deeper than one": (
+        lambda: [[[SCORES, WEIGHTS, IDS]]],
+        "(((float32[6, 4], float32[6, 2], int64",
+    ),
     "a mapping": (lambda: types.MappingProxyType({"ids": IDS}), "an output of mappingproxy"),
     # tensors that are no choice
     "scores alone": (lambda: SCORES, "float32[6, 4]"),
@@ -88,6 +90,8 @@ COUNTED = {
     "a dict": (lambda: {"ids": IDS, "scores": SCORES, "weights": WEIGHTS}, EVENLY, {}, set()),
     "a dict of numbers": (lambda: {0: SCORES, 1: WEIGHTS, 2: IDS}, EVENLY, {}, set()),
     "a dataclass": (lambda: Record(SCORES, WEIGHTS, IDS), EVENLY, {}, set()),
+    "a tuple in a tuple": (lambda: ((SCORES,), (WEIGHTS, IDS)), EVENLY, {}, set()),
+    "a dataclass in one": (lambda: Record(Record(SCORES, WEIGHTS, IDS)), EVENLY, {}, set()),
     "a named tuple": (lambda: Pair(WEIGHTS, IDS), EVENLY, {"scoring": "none"}, set()),
     "ids of one byte": (lambda: (SCORES, WEIGHTS, IDS.to(torch.uint8)), EVENLY, {}, set()),
     "more axes": (lambda: (SCORES[None], WEIGHTS[None], IDS[None]), EVENLY, {}, set()),

@@ -64,11 +64,16 @@ def unevenness(weights: Weights) -> float:
     0.6931
     """
     found = _checked(weights)
-    busy = found[found > 0].astype(np.float64)
-    total = float(busy.sum())
+    # A million counts have some hundred different values: logarithms of those alone.
+    values, times = counts_of_counts(found) if _few(found) else (found, None)
+    values = values.astype(np.float64)
+    share = values if times is None else values * times
+    total = float(share.sum())
     if not total:
         return math.nan
-    return max(0.0, math.log(found.size) + float(busy @ np.log(busy)) / total - math.log(total))
+    logs = np.log(values, out=np.zeros_like(values), where=values > 0)
+    mean_log = float(share @ logs) / total
+    return max(0.0, math.log(np.size(weights)) + mean_log - math.log(total))
 
 
 def hot_indices(counts: Counts, *, threshold: float) -> NDArray[np.int64]:
@@ -92,7 +97,10 @@ def hot_indices(counts: Counts, *, threshold: float) -> NDArray[np.int64]:
     []
     """
     found = _checked(counts)
-    hot = np.flatnonzero(found * found.size > threshold * float(found.sum()))
+    limit = threshold * float(found.sum())
+    least = math.floor(limit / found.size)
+    least += least * found.size <= limit
+    hot = np.flatnonzero(found >= least) if limit else np.zeros(0, np.int64)
     return hot[np.argsort(-found[hot], kind="stable")]
 
 
@@ -107,10 +115,10 @@ def top_indices(counts: Counts, *, most: int) -> NDArray[np.int64]:
     [1, 0, 3]
     """
     found = _checked(counts)
-    least = 1
-    if 0 < most < found.size:
-        least = max(1, int(np.partition(found, found.size - most)[found.size - most]))
-    busy = np.flatnonzero(found >= least)
+    sizes, experts = counts_of_counts(found)
+    reached = np.cumsum(experts[::-1])
+    enough = min(int(np.searchsorted(reached, most)), sizes.size - 1)
+    busy = np.flatnonzero(found >= max(1, int(sizes[::-1][enough])))
     return busy[np.argsort(-found[busy], kind="stable")][:most]
 
 
@@ -227,12 +235,18 @@ def persistent_experts(
 
 def counts_of_counts(counts: Counts) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The different counts in rising order, and how many experts have each."""
-    if counts.size and int(counts.max()) < 8 * counts.size:
+    if _few(counts):
         table = np.bincount(counts)
         sizes = np.flatnonzero(table)
         return sizes, table[sizes]
     sizes, experts = np.unique(counts, return_counts=True)
     return sizes.astype(np.int64), experts.astype(np.int64)
+
+
+def _few(counts: NDArray[Any]) -> bool:
+    """Whether the counts are small enough that a table of their values is the shorter way."""
+    whole = np.issubdtype(counts.dtype, np.integer)
+    return bool(whole and counts.size > 0 and 0 <= counts.min() <= counts.max() < 8 * counts.size)
 
 
 def _checked(counts: NDArray[Any]) -> NDArray[Any]:

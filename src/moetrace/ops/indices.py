@@ -37,6 +37,11 @@ __all__ = [
 
 _MOST_FAILURES = 3
 
+# A squared score from the fixed-point one, in integers, so that every order of additions agrees.
+_ROOT_SHIFT = 15
+_SQUARE_SHIFT = 2 * (SCORE_BITS - _ROOT_SHIFT) - SCORE_SQ_BITS
+_MOST_ROOT = 32 << (SCORE_BITS - _ROOT_SHIFT)
+
 
 class _Drawn:
     """What a counted look-up drew, until its scores come.
@@ -325,19 +330,20 @@ def _add(
         flat = kept.numpy().reshape(drawn.tokens, -1)
         if drawn.real_T is not None:
             flat = flat[drawn.real_T]
-        scored = flat.reshape(-1)
-        finite = np.isfinite(scored)
-        bad = int(scored.size - np.count_nonzero(finite))
-        if bad:
-            scored = np.where(finite, scored, 0)
-        clamped = np.clip(scored, 0.0, MOST_SCORE)
-        fixed = np.rint(clamped * clamped.dtype.type(1 << SCORE_BITS)).astype(np.int64)
-        square = np.square(clamped.astype(np.float64)) * (1 << SCORE_SQ_BITS)
+        scored, bad = flat.reshape(-1), 0
+        # NaN fails every comparison, so that scores as they should be cost two passes here.
+        if scored.size and not 0.0 <= scored.min() <= scored.max() <= MOST_SCORE:
+            finite = np.isfinite(scored)
+            bad = int(scored.size - np.count_nonzero(finite))
+            scored = np.clip(np.where(finite, scored, 0), 0.0, MOST_SCORE)
+        fixed = scored * scored.dtype.type(1 << SCORE_BITS)
+        fixed = np.rint(fixed, out=fixed).astype(np.int64)
+        root = np.minimum(fixed >> _ROOT_SHIFT, _MOST_ROOT)
         with tracer.lock:
             host: NDArray[np.int64] = sums.numpy()
             np.add.at(host[start : start + layout.num_experts + 1], drawn.ids, fixed)
             host[layout.scalar("nonfinite")] += bad
-            host[layout.scalar("score_sq_sum")] += int(np.rint(square).astype(np.int64).sum())
+            host[layout.scalar("score_sq_sum")] += int(root @ root) >> _SQUARE_SHIFT
         return
     with torch.no_grad():
         flat_M = scores.reshape(-1)
@@ -345,15 +351,15 @@ def _add(
         finite_M = torch.isfinite(flat_M)
         clamped_M = torch.where(finite_M, flat_M, 0.0).clamp(0.0, MOST_SCORE)
         fixed_M = (clamped_M * float(1 << SCORE_BITS)).round().to(torch.int64)
-        square_M = (clamped_M.double().square() * float(1 << SCORE_SQ_BITS)).round()
-        bad_M, square_M = (~finite_M).to(torch.int64), square_M.to(torch.int64)
+        bad_M = (~finite_M).to(torch.int64)
         if drawn.real_T is not None:
             fixed_M, bad_M = fixed_M * drawn.real_T, bad_M * drawn.real_T
-            square_M = square_M * drawn.real_T
+        root_M = (fixed_M >> _ROOT_SHIFT).clamp_max(_MOST_ROOT)
+        square = root_M.square().sum() >> _SQUARE_SHIFT
         with tracer.lock:
             sums[start : start + layout.num_experts + 1].index_add_(0, drawn.ids, fixed_M)
             at = layout.scalar("nonfinite")
-            sums[at : at + 2].add_(torch.stack([bad_M.sum(), square_M.sum()]))
+            sums[at : at + 2].add_(torch.stack([bad_M.sum(), square]))
 
 
 def _of_sub_keys(keys: Tensor, ids: Tensor, n: int) -> Tensor:
