@@ -155,3 +155,36 @@ def recorded(path: Path, *history: Snapshot, header: Mapping[str, Any] | None = 
         segment.append(replace(snapshot, run_id=folder.run_id, attempt=segment.attempt, seq=seq))
     segment.close()
     return open_run(path)
+
+
+def silent_layer(*, at: int = 5, since: int = 71) -> list[Snapshot]:
+    """A training in which layer ``at`` is not called any more from window ``since`` on."""
+    history = []
+    for number, snapshot in enumerate(drifting(seed=5), start=1):
+        routing = list(snapshot.routing)
+        if number >= since:
+            gone = stats(routing[at].layer, [0] * routing[at].num_experts, top_k=4)
+            routing[at] = replace(gone, calls=0)
+        history.append(replace(snapshot, routing=tuple(routing)))
+    return history
+
+
+def slow_collapse(*, at: int = 6, windows: int = 120) -> list[Snapshot]:
+    """Even layers; from a quarter of the run on, ``at`` slowly prefers some of its 32 experts."""
+    rng = np.random.default_rng(9)
+    history = []
+    for row in range(windows):
+        age = max(0.0, (row / windows - 0.25) / 0.75)
+        routing = []
+        for layer in range(8):
+            logits = rng.normal(0, 0.05, 32)
+            if layer == at:
+                logits = logits + np.linspace(3.2, -3.2, 32) * age**1.3
+            chance = np.exp(logits) / np.exp(logits).sum()
+            counts = np.minimum(rng.multinomial(163_840, chance), 40_960)
+            counts += rng.multinomial(163_840 - int(counts.sum()), np.full(32, 1 / 32))
+            entropy = 3.3 - (2.6 * age**1.2 if layer == at else 0.0)
+            name = f"model.layers.{layer}.mlp"
+            routing.append(stats(name, counts.tolist(), top_k=4, entropy=entropy))
+        history.append(window(10 * row + 1, 10 * row + 10, *routing))
+    return history
