@@ -357,6 +357,34 @@ class TestLayers:
         with pytest.raises(ValueError, match=r"the sites are blocks\.0"):
             moetrace.attach(model, layers="encoder.*")
 
+    def test_none_lets_a_probe_measure_a_model_without_routers(self, sink):
+        """With ``layers=()`` gradients are measured on a model that has no router."""
+        dense = nn.Sequential(nn.Linear(4, 4, bias=False))
+        probes = [moetrace.GradientProbe()]
+        with moetrace.attach(dense, every=1, sinks=[sink], layers=(), probes=probes) as tracer:
+            tracer.on_step_begin()
+            dense(torch.ones(1, 4)).sum().backward()
+            tracer.on_gradients()
+            tracer.on_step_end()
+        assert sink.snapshots[0].layers == ()
+        assert sink.snapshots[0].gradients[0].sum_sq == 16.0
+
+    def test_none_records_no_router_of_a_model_that_has_them(self, sink):
+        """With ``layers=()`` a model with routers gives what the probes measure, and no counts."""
+        model = ScriptedModel(TWO_TOKENS, TWO_TOKENS, num_experts=4)
+        probes = [moetrace.WeightProbe()]
+        with moetrace.attach(model, every=1, sinks=[sink], layers=(), probes=probes) as tracer:
+            tracer.on_step_begin()
+            model(hidden())
+            tracer.on_step_end()
+        assert sink.snapshots[0].layers == ()
+        assert {record.layer for record in sink.snapshots[0].weights} == {"blocks.0", "blocks.1"}
+
+    def test_none_needs_a_probe(self, model):
+        """With ``layers=()`` and no probe nothing would be recorded, which is a mistake."""
+        with pytest.raises(ValueError, match="which records nothing"):
+            moetrace.attach(model, layers=())
+
 
 class TestMistakesAtAttach:
     def test_no_router(self):

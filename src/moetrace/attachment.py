@@ -88,7 +88,8 @@ def attach(
             ``WeightProbe()``. Tables of more than 4096 experts are counted without being asked.
         readers: Your own readers, tried before the built-in ones.
         layers: Glob or globs over site names: only those are recorded. All are hooked all the same,
-            since compiled layers share their code.
+            since compiled layers share their code. ``()`` records no router, only what the probes
+            measure, and the model needs none.
         topology: Where this process stands among those of the run: a `Topology`, or a
             ``DeviceMesh`` with named dimensions. A reader then adds no two ranks that route the
             same tokens, and a pipeline stage (``"pp"``) may hold no router.
@@ -104,7 +105,8 @@ def attach(
         The tracer; close it, or use it as a context manager.
 
     Raises:
-        NoRouterFound: Nothing in the model could be read as a router. Lists the near misses.
+        NoRouterFound: Nothing in the model could be read as a router. Lists the near misses. Not
+            with ``layers=()``.
         AlreadyAttached: Another tracer is on this model.
         RunFolderError: The folder cannot be written, or holds something that is no run.
         ValueError, TypeError: An argument is not what it has to be.
@@ -118,16 +120,20 @@ def attach(
     place = topology_of(topology)
     if reduce not in ("read", "live"):
         raise ValueError(f"found reduce={reduce!r}; it is 'read' or 'live'")
+    chosen = None if layers is None else (layers,) if isinstance(layers, str) else tuple(layers)
+    if chosen == () and not asked:
+        raise ValueError("found layers=() and no probes, which records nothing; give one of them")
     found = find_routers(model, tuple(readers or ()))
     taken = [(item.site, item.module, item.reader) for item in found if item.reader is not None]
     indexed = next((probe for probe in asked if isinstance(probe, IndexProbe)), None)
     tables = tables_of(model, indexed)
-    if not taken and not tables and not (place is not None and place.staged):
+    may_have_none = chosen == () or (place is not None and place.staged)
+    if not taken and not tables and not may_have_none:
         raise NoRouterFound(_no_router(model, [item.site for item in found]))
     sites = [site for site, _, _ in taken]
     modules = [module for _, module, _ in taken]
     _refuse_second([*modules, *(table.module for table in tables)])
-    recorded = _recorded(sites, layers)
+    recorded = _recorded(sites, chosen)
     _say_what_is_not_counted(found)
     attached = Attached(
         weakref.ref(model),
@@ -257,19 +263,19 @@ def _as_alerts_say(rules: AlertRules) -> IndexProbe:
     return IndexProbe() if threshold is None else IndexProbe(usage_threshold=threshold)
 
 
-def _recorded(sites: Sequence[Site], layers: str | Iterable[str] | None) -> list[int]:
-    if layers is None or not sites:
+def _recorded(sites: Sequence[Site], globs: tuple[str, ...] | None) -> list[int]:
+    if globs is None or not sites:
         return list(range(len(sites)))
-    globs = [layers] if isinstance(layers, str) else list(layers)
-    chosen = [
+    matching = [
         index
         for index, site in enumerate(sites)
         if any(fnmatch.fnmatchcase(site.name, glob) for glob in globs)
     ]
-    if not chosen:
+    if globs and not matching:
         names = ", ".join(site.name for site in sites[:_MOST_NEAR_MISSES])
-        raise ValueError(f"found no site that matches layers={layers!r}; the sites are {names}")
-    return chosen
+        wanted = ", ".join(map(repr, globs))
+        raise ValueError(f"found no site that matches layers={wanted}; the sites are {names}")
+    return matching
 
 
 def _no_router(model: nn.Module, found: Sequence[Site]) -> str:
