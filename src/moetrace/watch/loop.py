@@ -69,6 +69,9 @@ def watch(
     out: TextIO = sys.stdout if stream is None else stream
     console = _console(out)
     follower = Follower(path, phase=phase)
+    if console.is_terminal:
+        print_line("reading the run; a long one takes a while, once", out)
+        out.flush()
     first = _awaited(follower, path, out, interval, sleep)
     if not console.is_terminal or console.is_dumb_terminal:
         return _follow(
