@@ -118,6 +118,23 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--step", type=int, help="a step of the windows shown (default: the last)")
     compare.add_argument("-o", "--out", help="also write one self-contained HTML file")
 
+    plot = _add(commands, "plot", "a picture for a paper, PNG or SVG", _plot)
+    plot.add_argument("run", metavar="RUN", help="folder of the run")
+    plot.add_argument(
+        "--kind",
+        required=True,
+        metavar="KIND",
+        help="heatmap, experts, curves, usage, top-experts, coverage, hot-experts, rank, sub-keys, "
+        "weights, gradients, gradient-heatmap, gradient-bars, gradient-steps, gradient-surface, "
+        "gradient-wireframe, gradient-bars-3d",
+    )
+    plot.add_argument("-o", "--out", metavar="FILE", help=".png or .svg (default: RUN/KIND.png)")
+    plot.add_argument(
+        "--phase", default="train", help="phase of the windows (default: %(default)s)"
+    )
+    plot.add_argument("--step", type=int, help="a step of the window shown (default: the last)")
+    plot.add_argument("--layers", default="*", metavar="GLOB", help="only layers that match")
+
     export = _add(commands, "export", "a run in other programs' formats", _export)
     export.add_argument("run", metavar="RUN", help="folder of the run")
     export.add_argument(
@@ -336,6 +353,25 @@ def _compare(options: argparse.Namespace) -> int:
         from moetrace.printable import printable
 
         print(f"\n{printable(str(page), longest=LONGEST)}")
+    return 0
+
+
+def _plot(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from moetrace.plot import write_plot
+    from moetrace.printable import printable
+    from moetrace.run import open_run
+
+    run = open_run(options.run)
+    out = Path(options.out) if options.out else run.path / f"{options.kind}.png"
+    where = {"phase": options.phase, "step": options.step, "layers": options.layers}
+    written = write_plot(run, out, kind=options.kind, **where)
+    if options.json:
+        record = {"run_id": run.run_id, "kind": options.kind, "plot": str(written)}
+        _print_json({**record, "faults": list(run.faults)})
+    else:
+        print(printable(str(written), longest=LONGEST))
     return 0
 
 

@@ -1,5 +1,6 @@
 """``moetrace plot``: what it prints and what it refuses."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -59,6 +60,6 @@ class TestPlot:
 
     def test_help_names_every_kind(self) -> None:
         """The list of the command is the list of the kinds, without importing them."""
-        commands = next(a for a in parser()._actions if a.choices and "plot" in a.choices)
-        kind = next(a for a in commands.choices["plot"]._actions if a.dest == "kind")
+        (group,) = (a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
+        kind = next(a for a in group.choices["plot"]._actions if a.dest == "kind")
         assert (kind.help or "").split(", ") == list(KINDS)

@@ -101,7 +101,7 @@ class TestUsage:
         assert rows[0] == ["layer", "expert", "assignments", "times the mean"]
         assert table(TABLES[0], 8).sum() == 218
         assert table(TABLES[1], 8).sum() == 146
-        assert rows[1:] == [["1", "9", "108", "47.3"], ["0", "9", "108", "31.7"]]
+        assert rows[1:] == [["1.peer", "9", "108", "47.3"], ["0.peer", "9", "108", "31.7"]]
         assert (3, 0) not in cells
 
     def test_no_hot_expert_is_said(self, drawn: Drawn) -> None:

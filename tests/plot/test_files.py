@@ -8,10 +8,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
@@ -80,9 +82,9 @@ class TestEveryKind:
         texts: dict[Text, None] = {}
         draw = Text.draw
 
-        def noted(self: Text, *arguments: object, **named: object) -> None:
+        def noted(self: Text, renderer: RendererBase, *more: Any, **named: Any) -> None:
             texts[self] = None
-            draw(self, *arguments, **named)
+            draw(self, renderer, *more, **named)
 
         monkeypatch.setattr(Text, "draw", noted)
         with _drawn(kind, run) as canvas:

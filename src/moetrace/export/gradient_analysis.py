@@ -24,7 +24,13 @@ from moetrace.export.weight_layers import layer_keys
 from moetrace.gradient_stats import GradientStats, norm_of
 from moetrace.run import Run
 
-__all__ = ["GROUPS_SHOWN", "GradientRow", "gradient_rows", "write_gradient_analysis"]
+__all__ = [
+    "GROUPS_SHOWN",
+    "GradientRow",
+    "blocks_of",
+    "gradient_rows",
+    "write_gradient_analysis",
+]
 
 GROUPS_SHOWN = ("embed", "attention", "mlp", "lm_head")
 """Groups that have a column of their own."""
@@ -89,6 +95,11 @@ def gradient_rows(run: Run) -> list[GradientRow]:
     return rows
 
 
+def blocks_of(rows: Sequence[GradientRow]) -> list[str]:
+    """The blocks that have gradients, in the order of their numbers: 2 before 10."""
+    return sorted({r.layer for row in rows for r in row.records if r.layer}, key=_by_number)
+
+
 def write_gradient_analysis(run: Run, drafts: Drafts) -> int:
     """Write the files.
 
@@ -109,7 +120,7 @@ def write_gradient_analysis(run: Run, drafts: Drafts) -> int:
     named = {f"{group}_norm": values for group, values in groups.items()}
     drafts.write(f"{_STEM}.group_norms.csv", _csv(steps, named))
 
-    blocks = sorted({r.layer for row in rows for r in row.records if r.layer}, key=_by_number)
+    blocks = blocks_of(rows)
     layers = {
         f"{key}_{part}": [row.norm(part, block) for row in rows]
         for key, block in zip(layer_keys(blocks), blocks, strict=True)
@@ -122,7 +133,6 @@ def write_gradient_analysis(run: Run, drafts: Drafts) -> int:
 
 
 def _by_number(name: str) -> list[tuple[int, str]]:
-    """Blocks in the order of their numbers: 2 before 10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
 
 
