@@ -58,7 +58,7 @@ class TestIds:
             LOGITS,
             (LOGITS, WEIGHTS[:1], IDS),
             (LOGITS[0], WEIGHTS[0], IDS[0]),
-            ((LOGITS, WEIGHTS, IDS),),
+            (((LOGITS, WEIGHTS, IDS),),),
             {"logits": LOGITS, "ids": IDS},
             (LOGITS, LOGITS),
         ],

@@ -125,7 +125,8 @@ def _lost(witness: Witness) -> tuple[int, int]:
             behind = sum(decision.counts) - sum(receipt.effective) - decision.weightless
         else:
             behind = sum(decision.counts[: len(received)]) - sum(received)
-    return decision.dropped + max(0, behind), decision.tokens * decision.choices
+    fewer = 0 if witness.site.varies else decision.dropped
+    return fewer + max(0, behind), decision.tokens * decision.choices
 
 
 def _dropped(witnesses: Sequence[Witness]) -> list[Finding]:

@@ -41,6 +41,7 @@ from moetrace.readers.structure import (
     inner_experts,
     inner_gate,
     number_stated,
+    numbered_experts,
     owned_experts,
     scoring_of,
     takes_a_choice,
@@ -213,7 +214,11 @@ def _bare(core: Core, block: nn.Module, num_experts: int) -> Found:
         top_k=how.rule.top_k if how.rule else stated,
         scoring=(how.rule.scoring if how.rule else "") or _scoring_in(block),
         rule="" if how.rule is None or how.experts is not None else str(how.rule),
-        remedy="" if how.reader else gate_reader(core.module, num_experts, stated),
+        remedy=""
+        if how.reader
+        else gate_reader(core.module, num_experts, how.rule.top_k)
+        if how.rule
+        else CHOICE_READER,
     )
     name = user_name(core.paths[0]).rpartition(".")[2].lower()
     doubt = 1 if how.rule else 2 if name in _TELLING_NAMES else 3
@@ -294,7 +299,7 @@ def _experts_beside(core: Core, rows: int | None) -> int | None:
             return rows if rows in whole else count
         if named and rows and number_stated(sibling, COUNT_ATTRIBUTES) == rows:
             return rows
-    return None
+    return len(numbered_experts(core.block)) or None
 
 
 def _is_called_so(core: Core) -> bool:

@@ -12,11 +12,12 @@ from moetrace.readers.block_source import choice_rule, returned_scores, returns_
 from moetrace.readers.choice_rule import ChoiceRule, NoChoiceRule
 from moetrace.readers.identity import identity_experts
 from moetrace.readers.source import names_in
-from moetrace.readers.structure import held_experts, owned_experts, takes_a_choice
+from moetrace.readers.structure import held_experts, numbered_experts, owned_experts, takes_a_choice
 from moetrace.readers.wrapping import class_of, unwrapped
 
 __all__ = [
     "CHOICE_READER",
+    "PASS_ON",
     "BareGate",
     "bare_gate",
     "chooses",
@@ -79,8 +80,10 @@ def bare_gate(block: nn.Module, gate: nn.Module, experts: int, *, top_k: int) ->
                 "the choice is what its experts are called with", called, sibling, rule=rule
             )
     if rule is None:
-        return BareGate(f"the choice is made in the block around it, but {trouble}")
-    receivers = next((found for s in siblings if len(found := _listed(s)) == experts), ())
+        reason = f"the choice is made in the block around it, but {trouble}; {PASS_ON}"
+        return BareGate(reason)
+    listed = (*(_listed(sibling) for sibling in siblings), numbered_experts(block))
+    receivers = next((found for found in listed if len(found) == experts), ())
     if not receivers:
         reason = f"its block seems to take {rule}, but nothing that it calls shows whether it does"
         return BareGate(reason, rule=rule)
@@ -142,6 +145,12 @@ CHOICE_READER = (
     "    def read(self, module, args, kwargs, output): return moetrace.Routing(output)"
 )
 """The reader that a user writes for a module of theirs through which the chosen ids are passed."""
+
+PASS_ON = (
+    "to count it, pass the chosen ids through a module (class Choice(nn.Identity): ...; "
+    "self.choice = Choice(); ids = self.choice(ids)) and give readers=[ChoiceReader()]"
+)
+"""What to do about a choice that no module gets or returns."""
 
 
 def _listed(module: nn.Module) -> tuple[nn.Module, ...]:

@@ -83,15 +83,16 @@ class RouterReader:
         rule of the logits.
         """
         items = items_of(output)
-        tensors = [
-            item
-            for item in items
-            if isinstance(item, Tensor) and item.layout is torch.strided and item.dim() >= 1
-        ]
+        tensors = _dense(items)
         shown_TE = self._at(self.scores_index, items)
         by_ids = self._by_ids(tensors, hidden_of(args, kwargs), shown_TE)
         if by_ids is not None:
             return by_ids
+        if any(items_of(item) and not isinstance(item, Tensor) for item in items):
+            inner = _dense([part for item in items for part in (items_of(item) or [item])])
+            by_ids = self._by_ids(inner, hidden_of(args, kwargs), shown_TE)
+            if by_ids is not None:
+                return by_ids
         limited = read_routes(items, self.num_experts) or read_slots(items, args, self.num_experts)
         if limited is not None:
             return limited
@@ -189,6 +190,14 @@ class RouterReader:
         if not isinstance(item, Tensor) or item.dim() < 2 or item.shape[-1] != self.num_experts:
             return None
         return item if item.dtype.is_floating_point else None
+
+
+def _dense(items: Sequence[Any]) -> list[Tensor]:
+    return [
+        item
+        for item in items
+        if isinstance(item, Tensor) and item.layout is torch.strided and item.dim() >= 1
+    ]
 
 
 def items_of(output: Any) -> list[Any]:

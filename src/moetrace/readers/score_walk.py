@@ -58,18 +58,26 @@ class ScoreWalk:
         """Walk a method of the block; what it returns of the gate's scores."""
         return self._walk(getattr(class_of(self.block), name, None), name, given)
 
-    def _walk(self, function: Any, name: str, given: dict[str, Scores], deeper: int = 1) -> Scores:
+    def _walk(
+        self,
+        function: Any,
+        name: str,
+        given: dict[str, Scores],
+        numbers: dict[str, ast.expr] | None = None,
+        deeper: int = 1,
+    ) -> Scores:
         tree = source_of(function)
         if tree is None or self._depth >= _DEEPEST:
             if name == "forward":
                 raise NoChoiceRule("the source of its forward cannot be read")
             return _worst(given.values(), f"{name} cannot be read")
         held: dict[str, Scores] = dict(given)
-        around, self._function = self._function, function
+        around = self._function, self._numbers
+        self._function, self._numbers = function, dict(numbers or {})
         self._depth += deeper
         self._statements(tree.body, held)
         self._depth -= deeper
-        self._function = around
+        self._function, self._numbers = around
         return held.get("return")
 
     def _statements(self, body: Sequence[ast.stmt], held: dict[str, Scores]) -> None:
@@ -217,9 +225,11 @@ class ScoreWalk:
             return self._own_method(name, call, held)
         if is_inherited(call):
             return self._inherited(call, held)
+        if function_ := self._own_function(call.func):
+            return self._walk(function_, name, *self._given(function_, call, held))
         if name in _CHOICES and found and found[0] is not None:
             self._choice(call, name, found[0])
-            return NoChoiceRule("they are what was chosen already")
+            return NoChoiceRule("they went through a top-k before, of groups or of a limit")
         scores = found[0] if found else None
         if isinstance(scores, tuple) and not any(item is not None for item in found[1:]):
             try:
@@ -230,22 +240,41 @@ class ScoreWalk:
 
     def _own_method(self, name: str, call: ast.Call, held: dict[str, Scores]) -> Scores:
         function = getattr(class_of(self.block), name)
-        return self._walk(function, name, self._given(function, call, held))
+        return self._walk(function, name, *self._given(function, call, held))
+
+    def _own_function(self, called_as: ast.expr) -> Any:
+        """A function that somebody has written beside the block, and not one of a package."""
+        if not isinstance(called_as, ast.Name):
+            return None
+        found = getattr(inspect.unwrap(self._function), "__globals__", {}).get(called_as.id)
+        home = str(getattr(found, "__module__", "")).partition(".")[0]
+        return found if inspect.isfunction(found) and home != "torch" else None
 
     def _inherited(self, call: ast.Call, held: dict[str, Scores], deeper: int = 1) -> Scores:
         """Walk what a method goes on to by ``super()``, where that has the method's own name."""
         name, function = called(call), inherited(self._function, class_of(self.block))
-        given = self._given(function, call, held)
+        given, numbers = self._given(function, call, held)
         if name != getattr(self._function, "__name__", "") or function is None:
             return _worst(given.values(), f"{short(call)} cannot be read")
-        return self._walk(function, name, given, deeper)
+        return self._walk(function, name, given, numbers, deeper)
 
-    def _given(self, function: Any, call: ast.Call, held: dict[str, Scores]) -> dict[str, Scores]:
-        """What a method of the block is called with, by the names of its arguments."""
+    def _given(
+        self, function: Any, call: ast.Call, held: dict[str, Scores]
+    ) -> tuple[dict[str, Scores], dict[str, ast.expr]]:
+        """What a function is called with, by the names of its arguments: scores, and numbers."""
         tree = source_of(function)
-        names = [] if tree is None else [argument.arg for argument in tree.args.args][1:]
-        given = dict(zip(names, (self._value(v, held) for v in call.args), strict=False))
-        return given | {word.arg or "": self._value(word.value, held) for word in call.keywords}
+        arguments = [] if tree is None else tree.args.args
+        names = [argument.arg for argument in arguments]
+        defaults = [] if tree is None else tree.args.defaults
+        values: dict[str, ast.expr] = dict(zip(names[::-1], defaults[::-1], strict=False))
+        names = names[1:] if names[:1] == ["self"] else names
+        values |= dict(zip(names, call.args, strict=False))
+        values |= {word.arg or "": word.value for word in call.keywords}
+        numbers = {name: self._number(value) for name, value in values.items()}
+        return (
+            {name: self._value(value, held) for name, value in values.items()},
+            {name: ast.Constant(n) for name, n in numbers.items() if isinstance(n, int)},
+        )
 
     def _step(self, call: ast.Call, name: str, scores: Steps) -> Scores:
         if name in _SAME:

@@ -66,7 +66,7 @@ def codes_of(function: Any, owner: type) -> Iterator[CodeType]:
 
 
 def source_of(function: Any) -> ast.FunctionDef | None:
-    """The tree of a method, with its first argument called ``self``; None without a source."""
+    """The tree of a function, or None without a source; a method's first argument is ``self``."""
     try:
         source = inspect.getsource(inspect.unwrap(function))
         (tree,) = ast.parse(textwrap.dedent(source)).body
@@ -74,12 +74,20 @@ def source_of(function: Any) -> ast.FunctionDef | None:
         return None
     if not isinstance(tree, ast.FunctionDef):
         return None
-    first = tree.args.args[0].arg if tree.args.args else "self"
-    if first != "self":
+    if _is_of_a_class(function, tree) and tree.args.args:
+        first = tree.args.args[0].arg
+        tree.args.args[0].arg = "self"
         for node in ast.walk(tree):
             if isinstance(node, ast.Name) and node.id == first:
                 node.id = "self"
     return tree
+
+
+def _is_of_a_class(function: Any, tree: ast.FunctionDef) -> bool:
+    """Whether a function gets its module as its first argument."""
+    within = getattr(inspect.unwrap(function), "__qualname__", "").split(".")[:-1]
+    static = any(ast.unparse(node) == "staticmethod" for node in tree.decorator_list)
+    return bool(within) and within[-1] != "<locals>" and not static
 
 
 def is_inherited(value: ast.AST | None) -> TypeGuard[ast.Call]:

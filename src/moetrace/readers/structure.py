@@ -26,6 +26,7 @@ __all__ = [
     "inner_experts",
     "inner_gate",
     "number_stated",
+    "numbered_experts",
     "owned_experts",
     "scoring_of",
     "takes_a_choice",
@@ -51,6 +52,7 @@ IDENTITY_ATTRIBUTES = (
 )
 """Names under which a module states how many identity or zero experts it has."""
 _IDLE = re.compile(r"identity|zero|skip|no_?op|null|pass_?through", re.IGNORECASE)
+_NUMBERED = re.compile(r"experts?_?\d+$", re.IGNORECASE)
 _EXPERTS_ARGUMENTS = 3
 """Hidden states, ids and weights: the least that experts are called with to choose among them."""
 
@@ -120,6 +122,12 @@ def inner_experts(module: nn.Module) -> int | None:
         if "expert" in name.lower() and (count := owned_experts(child)):
             return count
     return None
+
+
+def numbered_experts(block: nn.Module) -> tuple[nn.Module, ...]:
+    """Experts that a block holds one by one under numbered names (``expert_0``), of one type."""
+    found = tuple(child for name, child in block.named_children() if _NUMBERED.search(name))
+    return found if len(found) >= 2 and len({type(child) for child in found}) == 1 else ()
 
 
 def inner_gate(router: nn.Module, num_experts: int) -> str:

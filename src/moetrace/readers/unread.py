@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from torch import nn
 
+from moetrace.readers.hand_written import PASS_ON
 from moetrace.readers.structure import inner_experts, owned_experts
 from moetrace.readers.wrapping import Core, user_name
 
@@ -37,7 +38,7 @@ def unread_experts(
             continue
         listed.append(path)
         soft = _soft(core.block, count)
-        yield core, count, soft or _unknown(count), not soft
+        yield core, count, soft or _unknown(core.block, count), not soft
 
 
 def grouped_gate(module: nn.Module, name: str) -> int:
@@ -58,7 +59,11 @@ def _soft(block: nn.Module, count: int) -> str:
     )
 
 
-def _unknown(count: int) -> str:
+def _unknown(block: nn.Module, count: int) -> str:
+    own = [p for p in block.parameters(recurse=False) if p.dim() == 2 and count in p.shape]
+    if own:
+        who = f"its block scores them with a matrix of its own and chooses, in no module; {PASS_ON}"
+        return f"holds {count} experts; {who}"
     return (
         f"holds {count} experts, but nothing beside them has a matrix of {count} rows: the caller "
         "or code of the block chooses; to count it, pass a reader for a module that gets or "
