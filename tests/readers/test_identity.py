@@ -137,6 +137,14 @@ class TestHandWritten:
         assert "the last 2 of its 6 columns are of identity experts" in site.reason
 
 
+def test_experts_without_any_weights_are_experts():
+    """Where no expert has a weight, as in a stand-in of a model, none is told from the others."""
+    block = Listed()
+    block.experts = nn.ModuleList(nn.Identity() for _ in range(REAL + IDLE))
+    (site,) = moetrace.discover(nn.Sequential(block))
+    assert (site.num_experts, site.identity_experts) == (REAL + IDLE, 0)
+
+
 def test_an_identity_in_a_dense_list_is_none():
     """A list of layers that ends in an identity is no mixture of experts."""
     with pytest.raises(moetrace.NoRouterFound):

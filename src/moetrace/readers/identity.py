@@ -40,7 +40,7 @@ def identity_experts(router: nn.Module, block: nn.Module | None, columns: int) -
     stated = max(number_stated(part, IDENTITY_ATTRIBUTES) for part in (router, block, *holders))
     for holder in holders:
         count, idle = _with_weights(holder)
-        if idle and count + idle == columns:
+        if count and idle and count + idle == columns:
             return idle
         if stated and count == columns - stated:
             return stated
