@@ -168,13 +168,13 @@ def owned_experts(module: nn.Module) -> int | None:
 
 
 def idle_at_end(module: nn.Module) -> int:
-    """How many of the last children of a list compute nothing: no weights, and called so."""
+    """How many of a list's last children have no weights and are called so; 0 where all are."""
     children = list(module.children())
     idle = [
         next(child.parameters(), None) is None and bool(_IDLE.search(type(child).__name__))
         for child in children
     ]
-    return next((n for n, one in enumerate(reversed(idle)) if not one), len(idle))
+    return next((n for n, one in enumerate(reversed(idle)) if not one), 0)
 
 
 def held_experts(module: nn.Module) -> int | None:
