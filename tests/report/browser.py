@@ -216,8 +216,8 @@ def main() -> None:
     with chromium() as page:
         page.look(width=options.width, dark=options.dark)
         page.open(options.page)
-        page.wait("!document.getElementById('views').hidden")
-        page.run("new Promise(done => setTimeout(done, 200))")
+        page.wait("document.body.dataset.drawn === 'all'")
+        page.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
         options.picture.write_bytes(page.picture(height=options.height))
 
 

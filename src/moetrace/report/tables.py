@@ -93,7 +93,6 @@ def _table(stats: IndexStats, short: str) -> dict[str, Any]:
         "tokens": stats.tokens,
         "draws": stats.draws,
         "used": stats.used,
-        "threshold": stats.threshold,
         "rows": list(stats.row_draws),
         "columns": list(stats.column_draws),
         "ranks": list(stats.ranks),
