@@ -1,15 +1,12 @@
 """Steps, phases and windows of one tracer: what happens between the hooks and the writer."""
 
-import logging
 import os
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,25 +14,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from moetrace.accumulator import Accumulators, PackedWindow
-from moetrace.closed_window import ClosedWindow
-from moetrace.host_copy import HostCopies
+from moetrace.accumulator import Accumulators
 from moetrace.ops import TracerState
-from moetrace.probe_stats import ProbeWindow
-from moetrace.probes import GradientMeter, IndexMeter, Receipts, RoutingProbe, WeightMeter
+from moetrace.outbox import Meter, Outbox
+from moetrace.probes import GradientMeter, IndexMeter, Receipts, RoutingProbe
 from moetrace.probes.places import Places
+from moetrace.remarks import Remarks
 from moetrace.snapshot import Snapshot
 from moetrace.writer import Writer
 
 __all__ = ["Recording", "device_of"]
 
-_log = logging.getLogger("moetrace")
-
 CLOSE_TIMEOUT = 5.0
 """Seconds that closing may take, whatever a disk or a sink does."""
-
-_MOST_WORDS = 20
-_MOST_PACKED = 1 << 17
 
 
 class Recording:
@@ -56,6 +47,9 @@ class Recording:
         meters: What is measured beside routing.
         places: Where the routers hang, looked at whenever windows close.
         receipts: What experts received, for the routers whose choice is computed again by a rule.
+
+    Attributes:
+        remarks: What it says of itself.
     """
 
     def __init__(
@@ -68,7 +62,7 @@ class Recording:
         probes: Sequence[RoutingProbe],
         routers: Sequence[weakref.ref[nn.Module]],
         handles: Sequence[RemovableHandle],
-        meters: Sequence[GradientMeter | IndexMeter | WeightMeter] = (),
+        meters: Sequence[Meter] = (),
         places: Places | None = None,
         receipts: Sequence[Receipts] = (),
     ) -> None:
@@ -83,17 +77,13 @@ class Recording:
         self._routers = tuple(routers)
         self._handles = tuple(handles)
         self._meters = tuple(meters)
-        self._places = places
         self._receipts = tuple(receipts)
-        self._copies = HostCopies()
-        self._under_way: deque[ClosedWindow] = deque()
+        self.remarks = Remarks(state, probes, places, sample)
+        self._outbox = Outbox(accumulators, writer, meters, receipts)
         self._spans: dict[str, list[int]] = {}
         self._phases: list[str] = []
         self._in_step = False
         self._has_stepped = False
-        self._coalesced = 0
-        self._steps_back = 0
-        self._said: set[str] = set()
         self._owner = os.getpid()
         _recordings.add(self)
         self._lock = threading.RLock()
@@ -103,7 +93,7 @@ class Recording:
         if self._asleep():
             return
         with self._lock:
-            self._hand_over()
+            self._outbox.hand_over()
             if self._state.saw_first or self._state.saw_no_grad:
                 self._give_up_pending("aborted" if self._in_step else "unstepped")
             if self._state.saw_other and not self._phases:
@@ -122,7 +112,7 @@ class Recording:
             return
         with self._lock:
             if not self._in_step:
-                self.say(
+                self.remarks.say(
                     "on_step_end() was called without on_step_begin(); what ran since the last "
                     "step end was counted as this step. Call on_step_begin() before its first "
                     "forward, so that a failed or repeated step can be told apart"
@@ -178,10 +168,10 @@ class Recording:
             self._collect_open_phase()
             if self._state.misplaced:
                 self._follow_the_model()
-            self._look_for_lost()
+            self._let_go_of_lost()
             for phase in self._open_phases():
-                if self.writer.behind() or not self._copies.free():
-                    self._coalesced += 1
+                if self._outbox.full():
+                    self.remarks.coalesced += 1
                     return
                 self._close_window(phase)
 
@@ -192,7 +182,7 @@ class Recording:
         with self._lock:
             self._commit_unstepped()
             self.close_windows()
-            self._hand_over(deadline)
+            self._outbox.hand_over(deadline)
         self.writer.drain(deadline)
         return self.writer.latest
 
@@ -210,7 +200,7 @@ class Recording:
             for meter in self._meters:
                 meter.close()
             if self._state.saw_first and not self._has_stepped:
-                self.say(
+                self.remarks.say(
                     "no step was ever named, so all that ran is one window of step 0; call "
                     "tracer.on_step_begin() and tracer.on_step_end() around each optimizer step"
                 )
@@ -222,7 +212,7 @@ class Recording:
                 self._close_window(phase)
             self._state.paused = True
             deadline = time.monotonic() + CLOSE_TIMEOUT
-            self._hand_over(deadline)
+            self._outbox.hand_over(deadline)
         self.writer.close(deadline)
 
     def foreign(self) -> bool:
@@ -234,7 +224,7 @@ class Recording:
         if self._asleep():
             return
         with self._lock:
-            self._hand_over(deadline)
+            self._outbox.hand_over(deadline)
         self.writer.drain(deadline)
 
     def open_sums(self) -> list[NDArray[np.int64]]:
@@ -245,13 +235,11 @@ class Recording:
         with self._lock:
             return [sums.cpu().numpy() for sums in self._accumulators.open()]
 
-    def unread(self) -> list[tuple[int, int, str]]:
-        """Routers that ran and were not read: position, forwards, and why the first was not."""
-        return [
-            (index, probe.unread, probe.unread_because)
-            for index, probe in enumerate(self._probes)
-            if probe.unread
-        ]
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Layers whose look-ups in a table of experts are counted."""
+        meters = (meter for meter in self._meters if isinstance(meter, IndexMeter))
+        return tuple(layer for meter in meters for layer in meter.layers)
 
     @contextmanager
     def paused(self) -> Iterator[Callable[[], Tensor | None]]:
@@ -270,41 +258,18 @@ class Recording:
         finally:
             state.paused, state.mask_T, state.mask_by_kind_T = before
 
-    def told(self) -> dict[str, Any]:
-        """The tracer's own state, as snapshots carry it in ``health``."""
-        health: dict[str, Any] = {} if self._sample == 1 else {"sample": self._sample}
-        if self._coalesced:
-            health["coalesced_windows"] = self._coalesced
-        if self._steps_back:
-            health["steps_went_back"] = self._steps_back
-        if self._state.misfits:
-            health["masks_not_applied"] = self._state.misfits
-        if self._state.errors:
-            health["errors"] = sum(self._state.errors.values())
-        if unread := sum(probe.unread for probe in self._probes):
-            health["unread"] = unread
-        if self._places is not None and self._places.lost:
-            health["lost_layers"] = len(self._places.lost)
-        return health
-
     def leave_to_parent(self) -> None:
         """In a forked child: take the hooks off its copy of the model, and do nothing any more."""
         self.closed = True
         for handle in self._handles:
             handle.remove()
 
-    def say(self, text: str) -> None:
-        """Warn once, and at most 20 times in all."""
-        if text not in self._said and len(self._said) < _MOST_WORDS:
-            self._said.add(text)
-            _log.warning(text)
-
     def _asleep(self) -> bool:
         # Asked before the lock is taken: a forked child may have inherited it locked. While a CUDA
         # graph is captured nothing of ours may end up in it but the operators of the hooks.
         if self.closed or os.getpid() != self._owner:
             return True
-        return self._copies.capturing()
+        return self._outbox.capturing()
 
     def _commit(self, phase: str) -> None:
         undecided = self._state.saw_no_grad
@@ -317,8 +282,8 @@ class Recording:
     def _go_to(self, step: int) -> None:
         # What is counted a second time gets windows of its own, so that a reader sees both.
         if step < self.step:
-            self._steps_back += 1
-            self.say(
+            self.remarks.steps_back += 1
+            self.remarks.say(
                 f"the step number went back from {self.step} to {step} without a new attach(); the "
                 "run shows these steps twice, in the order in which they were counted"
             )
@@ -356,12 +321,8 @@ class Recording:
         span[0], span[1] = min(span[0], self.step), max(span[1], self.step)
 
     def _close_window(self, phase: str) -> None:
-        first, last = self._spans.pop(phase, [self.step, self.step])
-        copy = self._copies.start(self._packed(phase))
-        self._accumulators.close(phase)
-        closed = ClosedWindow(phase, first, last, time.time(), copy, self._health())
-        self._under_way.append(closed)
-        self._hand_over()
+        span = self._spans.pop(phase, [self.step, self.step])
+        self._outbox.send(phase, span, step=self.step, health=self.remarks.health())
 
     def _open_phases(self) -> tuple[str, ...]:
         """Phases with an open window; ``train`` too where only other probes have counted."""
@@ -369,62 +330,9 @@ class Recording:
         alone = self._meters and "train" in self._spans and "train" not in found
         return (*found, "train") if alone else found
 
-    def _packed(self, phase: str) -> list[PackedWindow]:
-        """The window of a phase with what travels along, one part per device."""
-        windows = self._accumulators.window(phase)
-        along: list[tuple[ProbeWindow, Tensor]] = [item.take() for item in self._receipts]
-        if phase == "train":
-            along += [part for meter in self._meters for part in meter.window(self.step)]
-        for probe, bits in along:
-            at = next((i for i, w in enumerate(windows) if w.sums.device == bits.device), None)
-            # Packing copies once more, which a million experts would notice.
-            if at is None or bits.numel() > _MOST_PACKED:
-                windows.append(PackedWindow((), bits, ((probe, bits.numel()),)))
-            else:
-                windows[at] = windows[at].extended(probe, bits)
-        return windows
-
-    def _hand_over(self, deadline: float = 0.0) -> None:
-        """Give the writer the windows that have arrived, in order.
-
-        Asked on the training thread: an event that another thread queries can break the capture of
-        a CUDA graph. Waits for none but until ``deadline`` (monotonic), which only a drain sets.
-        """
-        while self._under_way:
-            if not self._under_way[0].copy.ready():
-                if time.monotonic() >= deadline:
-                    return
-                time.sleep(0.001)
-                continue
-            self.writer.submit(self._under_way.popleft())
-
-    def _health(self) -> dict[str, Any]:
-        if self._state.misfits:
-            self.say(
-                "a padding mask did not fit the tokens that a router saw and was not applied, so "
-                "padding is counted there; give the right one with tracer.tokens(mask=...)"
-            )
-        if self._state.errors:
-            worst = self._state.errors.most_common(1)[0][0]
-            self.say(f"a router could not be counted: {worst}; training is not affected")
-        if unread := self.unread():
-            more = f" and {len(unread) - 1} more" if len(unread) > 1 else ""
-            self.say(
-                f"a router{more} ran and was not counted: {unread[0][2]}; print(tracer.doctor()) "
-                "names it, docs/readers.md has the three lines of a reader for it"
-            )
-        return self.told()
-
-    def _look_for_lost(self) -> None:
-        lost = self._places.newly_lost() if self._places is not None else []
-        for name in lost:
+    def _let_go_of_lost(self) -> None:
+        for name in self.remarks.newly_lost():
             self.writer.lose(name)
-        if lost:
-            self.say(
-                f"{len(lost)} routers were replaced after attach and count nothing any more "
-                f"({', '.join(lost[:3])}{', ...' if lost[3:] else ''}); close() this tracer and "
-                "attach again to count those that took their place"
-            )
 
     def _follow_the_model(self) -> None:
         self._state.misplaced = False
@@ -446,7 +354,7 @@ class Recording:
         # numpy's integers too; a tensor's value would have to be waited for
         if isinstance(step, Integral) and not isinstance(step, bool) and 0 <= step < 1 << 62:
             return True
-        self.say(f"step={step!r} is not a step number; the tracer counts on by itself")
+        self.remarks.say(f"step={step!r} is not a step number; the tracer counts on by itself")
         return False
 
 

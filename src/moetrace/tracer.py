@@ -54,6 +54,11 @@ class Tracer:
         return self._recording.step
 
     @property
+    def tables(self) -> tuple[str, ...]:
+        """Layers whose look-ups in a table of experts are counted, see `moetrace.IndexProbe`."""
+        return self._recording.tables
+
+    @property
     def latest(self) -> Snapshot | None:
         """The newest snapshot that was written, or None before the first."""
         return self._recording.writer.latest
@@ -205,10 +210,11 @@ class Tracer:
 
     def __repr__(self) -> str:
         where = "memory" if self.run is None else str(self.run)
-        return f"<Tracer of {len(self.sites)} routers, step {self.step}, into {where}>"
+        tables = f" and {len(self.tables)} tables" if self.tables else ""
+        return f"<Tracer of {len(self.sites)} routers{tables}, step {self.step}, into {where}>"
 
     def _barrier(self) -> "_Barrier":
-        return _Barrier(self._recording.say, self._strict)
+        return _Barrier(self._recording.remarks.say, self._strict)
 
     @contextmanager
     def _in_phase(self, name: str) -> Iterator[None]:

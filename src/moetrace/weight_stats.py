@@ -258,9 +258,9 @@ def weight_summary(records: Sequence[WeightStats], *, per_layer: bool = False) -
         found["router_weight/max_unchanged_fraction"] = max(still)
     for record in records if per_layer else ():
         for name in _PER_TENSOR:
-            value: float | None = getattr(record, name)
-            if value is not None:
-                found[f"router_weight/{record.layer}/{record.name}/{name}"] = value
+            figure: float | None = getattr(record, name)
+            if figure is not None:
+                found[f"router_weight/{record.layer}/{record.name}/{name}"] = figure
     return found
 
 

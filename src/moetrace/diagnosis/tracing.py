@@ -122,7 +122,7 @@ def _by_site(windows: Sequence[Snapshot]) -> dict[str, RoutingStats]:
 
 def _health(recording: Recording) -> Mapping[str, Any]:
     failed = [feed.name for feed in recording.writer.feeds if feed.first_error is not None]
-    return {**recording.told(), "failed_sinks": ", ".join(failed)}
+    return {**recording.remarks.told(), "failed_sinks": ", ".join(failed)}
 
 
 def _of_the_process(recording: Recording, model: nn.Module | None) -> list[Finding]:
@@ -168,7 +168,7 @@ def _of_attach(attached: Attached) -> list[Finding]:
 
 def _unread(recording: Recording, attached: Attached) -> list[Finding]:
     """Sites that ran in the training and were not read, one finding for those of one reason."""
-    unread = recording.unread()
+    unread = recording.remarks.unread()
     findings = []
     for why in dict.fromkeys(reason for _, _, reason in unread):
         forwards = sum(number for _, number, reason in unread if reason == why)
@@ -188,7 +188,7 @@ def _silence(
     """Silent sites that nothing has explained, with the forward that was replaced, if any."""
     steps = recording.step
     explained = {witness.site.name for witness in witnesses if not witness.read}
-    explained |= {attached.traced[index].site.name for index, _, _ in recording.unread()}
+    explained |= {attached.traced[index].site.name for index, _, _ in recording.remarks.unread()}
     recorded = [item.site for item in attached.traced if item.recorded]
     names = [site.name for site in recorded if site.name not in explained]
     findings = check_silence(names, counted, steps=steps)
