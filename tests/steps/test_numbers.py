@@ -260,7 +260,7 @@ def test_every_scalar_saturates():
     """G6: no counter is left out of the saturating sum, nor any metric of a window that is full."""
     full = RoutingStats(
         "a", 1, 1, "softmax", [SATURATED], [SATURATED], [SATURATED],
-        **dict.fromkeys(SCALARS, SATURATED), out_of_range=SATURATED,
+        **dict.fromkeys(SCALARS, SATURATED), out_of_range=SATURATED, identity=SATURATED,
     )  # fmt: skip
     found = merge_stats([full, full])
     assert {getattr(found, name) for name in COUNTERS} == {SATURATED}
