@@ -82,6 +82,14 @@ class TestBalance:
         )
         assert first.advice == ADVICE["collapse"]
 
+    @pytest.mark.parametrize("counts", [[600, 150, 130, 120], [940, 20, 20, 20]])
+    def test_does_not_send_back_to_before_the_first_window(self, counts: list[int]) -> None:
+        """What was never even has no checkpoint in which it was."""
+        history = [window(1, 10, stats("mlp", counts)), window(11, 20, stats("mlp", counts))]
+        (first, *_) = judged(history)
+        assert first.advice == ADVICE["never_even"]
+        assert "checkpoint" not in first.advice
+
     def test_says_that_it_has_been_worse(self) -> None:
         """A layer that recovers is told with the window in which it was worst."""
         history = [

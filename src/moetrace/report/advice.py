@@ -15,6 +15,11 @@ ADVICE = {
         "stop and go back to a checkpoint from before it began; then raise the balancing "
         "coefficient or the bias update rate, lower the router's learning rate, warm it up longer."
     ),
+    "never_even": (
+        "it was like this from the start: wait while the figure falls; where it does not, look at "
+        "the padding mask, raise the balancing coefficient or the bias update rate, lower the "
+        "router's learning rate, or initialise the router smaller."
+    ),
     "dead": (
         "a bias that lifts starved experts (loss-free balancing), a lower router learning rate, "
         "another initialisation of the router; from a checkpoint in which they lived they may "

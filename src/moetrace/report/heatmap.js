@@ -4,7 +4,7 @@ const ABSENT = -1;
 const CLIP = 4; // of log2(load / fair share)
 const RAMPS = {
   light: ["#0b4f8a", "#3f83bd", "#9cc3e0", "#f1efe9", "#f3bd84", "#d9772b", "#8f3a06"],
-  dark: ["#8ecbff", "#4a94d6", "#2c5579", "#25282e", "#7a4a1f", "#d9812f", "#ffc27d"],
+  dark: ["#58a6f0", "#3a7cba", "#294c6d", "#25282e", "#6f451f", "#c57a2c", "#f5a24e"],
 };
 const DEAD = { light: "#15171b", dark: "#fbfbfd" };
 const STEPS = 129;

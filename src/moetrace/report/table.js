@@ -122,7 +122,7 @@ class SpreadTable {
       const worst = low ? Math.min(...known) : Math.max(...known);
       const tail = (q) => tidy(quantile(known, q));
       return tableRow([title, tail(0.5), tail(0.75), tail(0.9), tail(0.95), tidy(worst),
-        this.layers[values.indexOf(worst)].name]);
+        key === "dead_experts" && !worst ? "none" : this.layers[values.indexOf(worst)].name]);
     }));
   }
 }

@@ -98,7 +98,9 @@ def _balance(windows: Windows) -> list[Finding]:
     state = f"is {word}"
     if len(windows) > 1:
         state = f"has been {word} {_since(windows, half)}"
-    advice = {"bad": ADVICE["collapse"], "warn": ADVICE["uneven"], "note": ""}[tone]
+    kind = {"bad": "collapse", "warn": "uneven", "note": ""}[tone]
+    # from the first window on there is no checkpoint from before it
+    advice = ADVICE["never_even" if half == 0 else kind] if kind else ""
     found = [
         Finding(
             tone,
