@@ -133,7 +133,7 @@ router would show by chance. Entropy in nats. dead: experts without a token.
         assert main(["show", str(path), "--json"]) == 0
         record = json.loads(capsys.readouterr().out)
         assert list(record) == snapshot(
-            ["run_id", "phase", "first_step", "last_step", "summary", "layers"]
+            ["run_id", "phase", "first_step", "last_step", "summary", "layers", "tables"]
         )
         assert list(record["layers"][1]) == snapshot(
             [

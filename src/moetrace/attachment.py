@@ -7,7 +7,7 @@ import platform
 import uuid
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -147,7 +147,10 @@ def attach(
     rank = own_rank()
     segment = None
     if folder is not None:
-        segment = folder.open_segment(rank=rank, header=_header(model, attached, every, place))
+        header = _header(model, attached, every, place)
+        if tables:
+            header["tables"] = [asdict(table.shape) for table in tables]
+        segment = folder.open_segment(rank=rank, header=header)
     identity = {
         "run_id": uuid.uuid4().hex[:12] if folder is None else folder.run_id,
         "rank": rank,

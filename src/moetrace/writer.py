@@ -307,7 +307,7 @@ class Writer:
             return ()
         if not any(feed.takes_alerts for feed in self.feeds):
             for alert in alerts[:_MOST_ALERT_LINES]:
-                _log.warning("%s", printable(alert.line))
+                _log.warning("%s", printable(alert.line, longest=1000))
             if len(alerts) > _MOST_ALERT_LINES:
                 more = len(alerts) - _MOST_ALERT_LINES
                 _log.warning("and %d more alerts at step %d", more, snapshot.last_step)

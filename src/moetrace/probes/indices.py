@@ -175,7 +175,7 @@ class IndexMeter:
         self._followed = [self._hook(table) for table in tables]
         self._open: dict[torch.device, Tensor] = {}
         self._windows = 0
-        self._heard = False
+        self._heard = self._asked = False
 
     @property
     def bytes(self) -> int:
@@ -216,12 +216,13 @@ class IndexMeter:
         del step  # the sums hold their own number of calls
         every = self._request.dense_every
         due = every > 0 and self._windows % every == 0
-        if self._open and not self._windows and not self._heard:
+        if not self._asked and not self._heard:
             _log.warning(
                 "no table of experts was looked up in the first window (%s): its forward did not "
                 "run, or takes its ids otherwise; give IndexProbe(indices_from=...) for those",
                 ", ".join(self.layers[:3]),
             )
+        self._asked = True
         closed = []
         for device, group in self._by_device().items():
             sums = self._open.get(device)

@@ -9,6 +9,7 @@ from moetrace.printable import printable, span_text
 from moetrace.routing_stats import RoutingStats
 from moetrace.run import Run
 from moetrace.show.columns import Cell, print_line, print_table
+from moetrace.show.tables import print_tables, table_records
 from moetrace.snapshot import Snapshot
 
 __all__ = ["show_table", "window_at", "window_record"]
@@ -43,11 +44,16 @@ def show_table(run: Run, snapshot: Snapshot, *, stream: TextIO | None = None) ->
     print_line(f"{model}, {printable(snapshot.phase)}, {where}", out)
     metrics = [stats.metrics() for stats in snapshot]
     rows = [_row(stats, found) for stats, found in zip(snapshot, metrics, strict=True)]
-    print_table(HEAD, rows, out)
-    print_line("MaxVio: heaviest expert over its fair share, minus 1; floor: what a uniform", out)
-    print_line("router would show by chance. Entropy in nats. dead: experts without a token.", out)
+    if rows or not snapshot.indices:
+        print_table(HEAD, rows, out)
+        line = "MaxVio: heaviest expert over its fair share, minus 1; floor: what a uniform"
+        print_line(line, out)
+        line = "router would show by chance. Entropy in nats. dead: experts without a token."
+        print_line(line, out)
     for remark in _remarks(snapshot):
         print_line(remark, out)
+    if snapshot.indices:
+        print_tables(snapshot.indices, out)
 
 
 def window_at(snapshots: Sequence[Snapshot], step: int | None) -> Snapshot:
@@ -75,7 +81,7 @@ def window_record(run: Run, snapshot: Snapshot) -> dict[str, Any]:
     """A window as plain numbers, strings, lists and dicts, for programs.
 
     ``layers`` hold the counts, every metric (None where it is undefined) and why it is withheld;
-    ``summary`` the keys that a tracker shows.
+    ``tables`` the tables of experts with theirs; ``summary`` the keys that a tracker shows.
     """
     return {
         "run_id": run.run_id,
@@ -98,6 +104,7 @@ def window_record(run: Run, snapshot: Snapshot) -> dict[str, Any]:
             }
             for stats in snapshot
         ],
+        "tables": table_records(snapshot.indices),
     }
 
 

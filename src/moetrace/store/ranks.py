@@ -48,7 +48,11 @@ class Ranks:
             if topology is not None and topology.replicated:
                 copies[owner] = (found[owner].number, topology.replicated, topology.copies_of())
         counted = {_owner(entry) for segment in segments for entry in segment.entries}
-        idle = {owner for owner, header in headers.items() if header.get("sites") == []} - counted
+        idle = {
+            owner
+            for owner, header in headers.items()
+            if header.get("sites") == [] and not header.get("tables")
+        } - counted
         ended = {owner_of(segment) for segment in segments if segment.ended}
         return cls(found, copies, frozenset(idle), frozenset(ended))
 
