@@ -183,7 +183,9 @@ def _print(view: View, console: Console, out: TextIO, now: float, *, apart: bool
 
 
 def _console(out: TextIO) -> Console:
-    return Console(file=out, width=width_of(out), highlight=False, markup=False, emoji=False)
+    # on a terminal rich asks for the size at each frame, so that a window may be resized
+    width = None if out.isatty() else width_of(out)
+    return Console(file=out, width=width, highlight=False, markup=False, emoji=False)
 
 
 def _ascii_only(console: Console) -> bool:
