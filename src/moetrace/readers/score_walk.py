@@ -10,10 +10,10 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from moetrace.readers.choice_rule import SCORES, ChoiceRule, NoChoiceRule, Step, held_by
+from moetrace.readers.choice_rule import ChoiceRule, NoChoiceRule, Step, held_by
+from moetrace.readers.score_steps import Steps, refuse_other_axes, stepped
 from moetrace.readers.source import (
     called,
     inherited,
@@ -28,12 +28,9 @@ from moetrace.readers.wrapping import class_of
 __all__ = ["ScoreWalk", "Scores"]
 
 _CHOICES = ("topk", "argmax", "max")
-_SAME = ("view", "reshape", "squeeze", "unsqueeze", "flatten", "contiguous", "detach", "clone")
-_CASTS = {"float": torch.float32, "double": torch.float64, "bfloat16": torch.bfloat16}
 _SIGNS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 _DEEPEST = 4
 
-Steps = tuple[Step, ...]
 Scores = Steps | NoChoiceRule | None  # of the gate by these steps; of it somehow; not of it
 
 
@@ -233,7 +230,7 @@ class ScoreWalk:
         scores = found[0] if found else None
         if isinstance(scores, tuple) and not any(item is not None for item in found[1:]):
             try:
-                return self._step(call, name, scores)
+                return stepped(call, name, scores)
             except NoChoiceRule as trouble:
                 return trouble
         return _worst(found, f"{short(call)} is no step that is known")
@@ -276,20 +273,6 @@ class ScoreWalk:
             {name: ast.Constant(n) for name, n in numbers.items() if isinstance(n, int)},
         )
 
-    def _step(self, call: ast.Call, name: str, scores: Steps) -> Scores:
-        if name in _SAME:
-            return scores
-        if name in SCORES:
-            dtype = _dtype(call)
-            if "softmax" in name:
-                _over_experts(call)
-            return (*scores, Step(name, dtype=dtype))
-        if name in _CASTS:
-            return (*scores, Step("cast", dtype=_CASTS[name]))
-        if name in ("to", "type") and (dtype := _dtype(call)) is not None:
-            return (*scores, Step("cast", dtype=dtype))
-        raise NoChoiceRule(f"{short(call)} is no step that is known")
-
     def _choice(self, call: ast.Call, name: str, scores: Steps | NoChoiceRule) -> None:
         kind = "topk" if name == "topk" else "single"
         if name == "max" and len(call.args) + len(call.keywords) < 2 - is_method(call):
@@ -297,7 +280,7 @@ class ScoreWalk:
         try:
             if isinstance(scores, NoChoiceRule):
                 raise scores
-            _over_experts(call)
+            refuse_other_axes(call)
             top_k = self._top_k(call) if kind == "topk" else 1
             self.rules[kind].add(ChoiceRule(top_k, scores, kind == "single"))
         except NoChoiceRule as trouble:
@@ -347,23 +330,3 @@ def _worst(found: Any, otherwise: str) -> Scores:
     seen = [item for item in found if item is not None]
     trouble = next((item for item in seen if isinstance(item, NoChoiceRule)), None)
     return trouble or (NoChoiceRule(otherwise) if seen else None)
-
-
-def _over_experts(call: ast.Call) -> None:
-    """Refuse what is taken over the tokens."""
-    axes = [word.value for word in call.keywords if word.arg in ("dim", "axis")]
-    axes += call.args[1 - is_method(call) + (called(call) == "topk") :][:1]
-    for axis in axes:
-        if ast.unparse(axis) not in ("-1", "1", "2"):
-            raise NoChoiceRule(f"{short(call)} is not taken over the experts")
-
-
-def _dtype(call: ast.Call) -> torch.dtype | None:
-    given = [word.value for word in call.keywords if word.arg == "dtype"]
-    given += call.args if called(call) in ("to", "type") else []
-    for value in given:
-        found = getattr(torch, ast.unparse(value).removeprefix("torch."), None)
-        if not isinstance(found, torch.dtype):
-            raise NoChoiceRule(f"the precision of {short(call)} cannot be read")
-        return found
-    return None
