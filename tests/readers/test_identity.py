@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import moetrace
+from moetrace.cli import main
 from moetrace.diagnosis.windows import check_windows
 from moetrace.reduction.agreement import Agreement, Layer, Offer
 from moetrace.routing_stats import RoutingStats, merge_stats, shown_columns
@@ -282,6 +283,21 @@ class TestStore:
         assert run.counts().shape == (1, 1, REAL)
         assert run.counts().sum() == 10 * K - live.identity
         assert snapshot.metrics()["moe/identity_assignments"] == live.identity
+
+    def test_the_command_line_says_it(self, tmp_path, capsys):
+        """Inspect has the number beside that of the experts, show how many choices they took."""
+        model = nn.Sequential(Listed())
+        with moetrace.attach(model, tmp_path / "run", every=1) as tracer:
+            tracer.on_step_begin()
+            model(torch.randn(2, 5, D)).sum().backward()
+            tracer.on_step_end()
+            draws = tracer.flush()["0"].identity
+        assert main(["inspect", str(tmp_path / "run")]) == 0
+        assert "Chooses, 4 experts + 2 identity, top-" in capsys.readouterr().out
+        assert main(["show", str(tmp_path / "run")]) == 0
+        assert f"{draws} assignments went to identity experts" in capsys.readouterr().out
+        assert main(["doctor", str(tmp_path / "run")]) == 0
+        assert "4 experts + 2 identity" in capsys.readouterr().out
 
     def test_without_any_the_log_is_as_before(self):
         """Where no layer has identity experts no column is written, and an older log is read so."""

@@ -7,7 +7,7 @@ from moetrace.metrics import METRICS
 
 __all__ = ["COUNTED", "SHORT", "figure_named"]
 
-COUNTED = ("tokens", "calls", "masked", "dropped", "nonfinite", "out_of_range")
+COUNTED = ("tokens", "calls", "masked", "dropped", "nonfinite", "out_of_range", "identity")
 """Counters of a layer, by their names in `RoutingStats`."""
 
 SHORT = {

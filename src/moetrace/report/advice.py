@@ -43,6 +43,7 @@ ADVICE = {
         "bfloat16 an update below half a unit in the last place changes nothing."
     ),
     "gradients": "gradient clipping, a lower learning rate, a loss scale that can recover.",
+    "identity": "nothing, if the model has them on purpose; they are in no balance figure.",
     "out_of_range": "compare the router's number of experts with the ids that it produces.",
     "fault": "what can be read is shown; moetrace inspect RUN lists every fault.",
 }

@@ -99,7 +99,7 @@ def tiles(windows: Windows) -> list[tuple[str, str, str]]:
 
 def counters(snapshots: Iterable[Snapshot]) -> list[Finding]:
     """What the routers did that no router should, over all windows of a phase."""
-    totals = {"nonfinite": 0, "out_of_range": 0, "dropped": 0}
+    totals = {"nonfinite": 0, "out_of_range": 0, "dropped": 0, "identity": 0}
     first: dict[str, str] = {}
     for snapshot in snapshots:
         for stats in snapshot:
@@ -113,6 +113,7 @@ def counters(snapshots: Iterable[Snapshot]) -> list[Finding]:
         "nonfinite": ("bad", "router decisions came from NaN or infinite logits"),
         "out_of_range": ("bad", "assignments went to experts that do not exist"),
         "dropped": ("note", "assignments were dropped by a capacity limit"),
+        "identity": ("note", "assignments went to identity experts, which compute nothing"),
     }
     return [
         Finding(tone, f"{totals[name]:,} {text}: {first[name]}.", ADVICE[name])
