@@ -74,6 +74,19 @@ def cells(page: Page, selector: str) -> list[list[str]]:
     return found
 
 
+def places(counts: Any, placement: str, ranks: int) -> list[int]:
+    """The rank of each expert: a slow form of the three placements."""
+    if placement == "contiguous":
+        return [expert * ranks // len(counts) for expert in range(len(counts))]
+    if placement == "striped":
+        return [expert % ranks for expert in range(len(counts))]
+    groups: list[list[int]] = [[] for _ in range(ranks)]
+    for expert in sorted(range(len(counts)), key=lambda expert: -counts[expert]):
+        free = [group for group in groups if len(group) < -(-len(counts) // ranks)]
+        min(free, key=lambda group: sum(counts[e] for e in group)).append(expert)
+    return [next(r for r in range(ranks) if e in groups[r]) for e in range(len(counts))]
+
+
 def readout(page: Page) -> tuple[str, int, float]:
     """Layer with expert and steps, assignments, and times the fair share."""
     text = page.text("#readout")
@@ -412,29 +425,34 @@ class TestLayerInDepth:
 
 
 class TestRanks:
-    @pytest.mark.parametrize("placement", ["contiguous", "striped"])
+    @pytest.mark.parametrize("placement", ["contiguous", "striped", "balanced"])
     @pytest.mark.parametrize("ranks", [2, 8])
     def test_loads_and_factor_are_those_of_the_metrics(
         self, page: Page, run: Run, placement: str, ranks: int
     ) -> None:
-        """Twelve experts on two or eight ranks, placed either way, over all layers."""
+        """Twelve experts on two or eight ranks, placed three ways, over all layers."""
         page.run(
             f"for (const [id, value] of [['ranks', '{ranks}'], ['placement', '{placement}']]) {{"
             "const choice = document.getElementById(id); choice.value = value;"
             "choice.dispatchEvent(new Event('change')); }"
         )
-        held = [e * ranks // 12 if placement == "contiguous" else e % ranks for e in range(12)]
         counts = run.counts()[-1]
+        held = [places(layer, placement, ranks) for layer in counts]
         at = page.run("document.getElementById('layer').selectedIndex")
-        loads = rank_load(counts[at], placement=held, ranks=ranks)
+        loads = [
+            rank_load(layer, placement=where, ranks=ranks)
+            for layer, where in zip(counts, held, strict=True)
+        ]
         rows = cells(page, "#rank-loads")
-        assert [row[2] for row in rows] == [f"{load:,}" for load in loads]
-        each = [rank_load(layer, placement=held, ranks=ranks) for layer in counts]
-        factor = sum(load.max() for load in each) / sum(load.mean() for load in each)
+        assert [row[2] for row in rows] == [f"{load:,}" for load in loads[at]]
+        factor = sum(load.max() for load in loads) / sum(load.mean() for load in loads)
         found = re.search(r"over all layers that is ([\d.]+) times", page.text("#ranks-said"))
         assert found is not None
         assert float(found[1]) == pytest.approx(factor, abs=5.1e-4)
-        worst = max(rank_imbalance(layer, placement=held, ranks=ranks) for layer in counts)
+        worst = max(
+            rank_imbalance(layer, placement=where, ranks=ranks)
+            for layer, where in zip(counts, held, strict=True)
+        )
         assert f"at worst {worst:.3f} times" in page.text("#ranks-said")
 
 

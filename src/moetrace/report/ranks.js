@@ -1,8 +1,24 @@
 // Load of the expert-parallel ranks, for a placement that the reader chooses.
 
+// Each says on which rank every expert lies, from the assignments of the window shown.
 const PLACEMENTS = {
-  contiguous: (expert, experts, ranks) => Math.floor((expert * ranks) / experts),
-  striped: (expert, _, ranks) => expert % ranks,
+  contiguous: (counts, ranks) => counts.map((_, expert) => Math.floor((expert * ranks) / counts.length)),
+  striped: (counts, ranks) => counts.map((_, expert) => expert % ranks),
+  // heaviest expert first, onto the lightest rank that has room: what rearranging could give at most
+  balanced: (counts, ranks) => {
+    const loads = new Array(ranks).fill(0), held = new Array(ranks).fill(0), placed = new Array(counts.length);
+    const room = Math.ceil(counts.length / ranks);
+    const order = counts.map((_, expert) => expert).sort((a, b) => counts[b] - counts[a] || a - b);
+    for (const expert of order) {
+      let best = -1;
+      for (let rank = 0; rank < ranks; rank++)
+        if (held[rank] < room && (best < 0 || loads[rank] < loads[best])) best = rank;
+      placed[expert] = best;
+      loads[best] += counts[expert];
+      held[best] += 1;
+    }
+    return placed;
+  },
 };
 
 class RankLoad {
@@ -23,22 +39,22 @@ class RankLoad {
     this.draw();
   }
 
-  // Assignments by rank; null where the layer routed nothing.
-  loads(layer, ranks, place) {
+  // Where each expert lies and the assignments of each rank; null where the layer routed nothing.
+  placed(layer, ranks) {
     if (!fairShare(this.phase, this.window, layer)) return null;
-    const loads = new Array(ranks).fill(0);
-    for (let expert = 0; expert < layer.experts; expert++)
-      loads[place(expert, layer.experts, ranks)] += countOf(this.phase, this.window, layer, expert);
-    return loads;
+    const counts = Array.from({ length: layer.experts }, (_, expert) => countOf(this.phase, this.window, layer, expert));
+    const held = PLACEMENTS[this.placement.value](counts, ranks), loads = new Array(ranks).fill(0);
+    counts.forEach((count, expert) => (loads[held[expert]] += count));
+    return { held, loads };
   }
 
   draw() {
     if (!this.ranks.length) return;
-    const ranks = Number(this.ranks.value), place = PLACEMENTS[this.placement.value];
+    const ranks = Number(this.ranks.value);
     const layer = this.layers[this.at], said = document.getElementById("ranks-said");
     let heaviest = 0, total = 0, worst = null;
     this.layers.forEach((item) => {
-      const loads = this.loads(item, ranks, place);
+      const loads = this.placed(item, ranks)?.loads;
       if (!loads) return;
       const sum = loads.reduce((a, b) => a + b, 0), most = Math.max(...loads);
       heaviest += most;
@@ -46,7 +62,7 @@ class RankLoad {
       const times = (most * ranks) / sum;
       if (!worst || times > worst.times) worst = { times, name: item.name, rank: loads.indexOf(most) };
     });
-    const loads = this.loads(layer, ranks, place);
+    const { held: places, loads } = this.placed(layer, ranks) ?? {};
     if (!worst || !loads) {
       said.textContent = `${layer.name} routed no token in ${steps(this.phase.spans[this.window])}.`;
       this.body.replaceChildren();
@@ -58,9 +74,7 @@ class RankLoad {
       `${worst.name} (rank ${worst.rank}). Below: ${layer.name}, ${steps(this.phase.spans[this.window])}.`;
     const most = Math.max(...loads);
     this.body.replaceChildren(...loads.map((load, rank) => {
-      const held = [];
-      for (let expert = 0; expert < layer.experts; expert++)
-        if (place(expert, layer.experts, ranks) === rank) held.push(expert);
+      const held = places.flatMap((place, expert) => (place === rank ? [expert] : []));
       const line = tableRow([`rank ${rank}`, spelled(held), whole(load), (load / mean).toFixed(3)]);
       const track = document.createElement("td"), bar = document.createElement("i");
       track.className = "share";
