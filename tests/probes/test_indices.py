@@ -207,12 +207,12 @@ class TestCounts:
         table = nn.Embedding(4, 2)
         model = nn.ModuleDict({"table": table})
         meter = meter_of(model, tables="table")
-        for bad in (-1, 4, 2**40):
+        for bad in (-1, -2, 4, 5, 2**40):
             with pytest.raises(IndexError):
                 table(torch.tensor([[0, bad]]))
         meter.end_step()
         found = closed(meter)["table"]
-        assert (found.tokens_per_expert.tolist(), found.out_of_range) == ([3, 0, 0, 0], 3)
+        assert (found.tokens_per_expert.tolist(), found.out_of_range) == ([5, 0, 0, 0], 5)
 
     def test_scores_that_are_no_numbers_count_as_zero(self):
         """NaN and infinite scores are told, negative ones add nothing, large ones are clamped."""
@@ -225,6 +225,19 @@ class TestCounts:
         found = closed(meter)["mine"]
         assert (found.score_sum / 2**SCORE_BITS).tolist() == [0.0, 0.0, 1024.0, 0.75]
         assert found.nonfinite == 1
+
+    def test_ids_that_are_written_over(self):
+        """Scores go to the ids of the look-up, whatever the block writes into them afterwards."""
+        table, scorer = nn.Embedding(4, 2), nn.Identity()
+        model = nn.ModuleDict({"table": table, "scorer": scorer})
+        meter = meter_of(model, tables={"mine": table}, scores_from={"mine": scorer})
+        ids = torch.tensor([[0, 1]])
+        table(ids)
+        ids.fill_(3)
+        scorer(torch.tensor([[0.25, 0.5]]))
+        meter.end_step()
+        found = closed(meter)["mine"]
+        assert (found.score_sum / 2**SCORE_BITS).tolist() == [0.25, 0.5, 0.0, 0.0]
 
     def test_ids_from_where_the_user_says(self):
         """indices_from reads the ids of a table that is called in another way."""
