@@ -455,6 +455,22 @@ class TestRanks:
         )
         assert f"at worst {worst:.3f} times" in page.text("#ranks-said")
 
+    def test_every_number_of_ranks_is_told_for_every_placement(self, page: Page, run: Run) -> None:
+        """Twelve experts on 2, 4 and 8 ranks; hindsight is never worse than either."""
+        page.run("document.getElementById('stragglers').closest('details').open = true")
+        page.wait("document.querySelectorAll('#stragglers tbody tr').length === 3")
+        counts = run.counts()[-1]
+        for row, ranks in zip(cells(page, "#stragglers"), (2, 4, 8), strict=True):
+            assert row[0] == f"{ranks} ranks"
+            for text, placement in zip(row[1:], ("contiguous", "striped", "balanced"), strict=True):
+                loads = [
+                    rank_load(layer, placement=places(layer, placement, ranks), ranks=ranks)
+                    for layer in counts
+                ]
+                factor = sum(load.max() for load in loads) / sum(load.mean() for load in loads)
+                assert float(text) == pytest.approx(factor, abs=5.1e-4)
+            assert float(row[3]) <= min(float(row[1]), float(row[2]))
+
 
 class TestAlarmsOnTheSteps:
     def test_a_bar_covers_the_steps_of_its_alert(self, browser: Page, tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ class RankLoad {
     for (let ranks = 2; ranks <= Math.min(64, most); ranks *= 2) this.ranks.append(new Option(ranks, ranks));
     this.ranks.selectedIndex = Math.min(2, this.ranks.length - 1);
     document.getElementById("ep").hidden = !this.ranks.length;
+    this.all = document.getElementById("stragglers").tBodies[0];
+    this.all.closest("details").addEventListener("toggle", () => this.list());
     for (const choice of [this.ranks, this.placement]) choice.addEventListener("change", () => this.draw());
   }
 
@@ -40,28 +42,46 @@ class RankLoad {
   }
 
   // Where each expert lies and the assignments of each rank; null where the layer routed nothing.
-  placed(layer, ranks) {
+  placed(layer, ranks, placement = this.placement.value) {
     if (!fairShare(this.phase, this.window, layer)) return null;
     const counts = Array.from({ length: layer.experts }, (_, expert) => countOf(this.phase, this.window, layer, expert));
-    const held = PLACEMENTS[this.placement.value](counts, ranks), loads = new Array(ranks).fill(0);
+    const held = PLACEMENTS[placement](counts, ranks), loads = new Array(ranks).fill(0);
     counts.forEach((count, expert) => (loads[held[expert]] += count));
     return { held, loads };
   }
 
+  // All layers together: the heaviest rank of each, over an even split; and the worst layer.
+  over(ranks, placement) {
+    let heaviest = 0, total = 0, worst = null;
+    for (const layer of this.layers) {
+      const loads = this.placed(layer, ranks, placement)?.loads;
+      if (!loads) continue;
+      const sum = loads.reduce((a, b) => a + b, 0), most = Math.max(...loads), times = (most * ranks) / sum;
+      heaviest += most;
+      total += sum;
+      if (!worst || times > worst.times) worst = { times, name: layer.name, rank: loads.indexOf(most) };
+    }
+    return { factor: (heaviest * ranks) / total, worst };
+  }
+
+  // Only while it is looked at: every layer is placed anew for each cell.
+  list() {
+    if (!this.all.closest("details").open) return;
+    this.all.replaceChildren(...[...this.ranks.options].map(({ value }) => tableRow([
+      `${value} ranks`,
+      ...Object.keys(PLACEMENTS).map((placement) => {
+        const { factor, worst } = this.over(Number(value), placement);
+        return worst ? factor.toFixed(3) : "-";
+      }),
+    ])));
+  }
+
   draw() {
+    this.list();
     if (!this.ranks.length) return;
     const ranks = Number(this.ranks.value);
     const layer = this.layers[this.at], said = document.getElementById("ranks-said");
-    let heaviest = 0, total = 0, worst = null;
-    this.layers.forEach((item) => {
-      const loads = this.placed(item, ranks)?.loads;
-      if (!loads) return;
-      const sum = loads.reduce((a, b) => a + b, 0), most = Math.max(...loads);
-      heaviest += most;
-      total += sum;
-      const times = (most * ranks) / sum;
-      if (!worst || times > worst.times) worst = { times, name: item.name, rank: loads.indexOf(most) };
-    });
+    const { factor, worst } = this.over(ranks, this.placement.value);
     const { held: places, loads } = this.placed(layer, ranks) ?? {};
     if (!worst || !loads) {
       said.textContent = `${layer.name} routed no token in ${steps(this.phase.spans[this.window])}.`;
@@ -70,7 +90,7 @@ class RankLoad {
     }
     const mean = loads.reduce((a, b) => a + b, 0) / ranks;
     said.textContent = `With ${ranks} ranks, ${this.placement.value}, every layer waits for its heaviest rank: over all layers ` +
-      `that is ${((heaviest * ranks) / total).toFixed(3)} times an even split, at worst ${worst.times.toFixed(3)} times in ` +
+      `that is ${factor.toFixed(3)} times an even split, at worst ${worst.times.toFixed(3)} times in ` +
       `${worst.name} (rank ${worst.rank}). Below: ${layer.name}, ${steps(this.phase.spans[this.window])}.`;
     const most = Math.max(...loads);
     this.body.replaceChildren(...loads.map((load, rank) => {
