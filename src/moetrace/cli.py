@@ -141,8 +141,8 @@ def parser() -> argparse.ArgumentParser:
         "--format",
         required=True,
         metavar="FORMAT",
-        help="csv, json, parquet; perfetto; seed000 (router weights), seed002 (expert usage), "
-        "seed003 (gradient norms)",
+        help="csv, json, parquet; perfetto; seed000 (router weights), seed001 (detailed logs), "
+        "seed002 (expert usage), seed003 (gradient norms)",
     )
     export.add_argument("-o", "--out", metavar="DIR", help="folder (default: RUN/export)")
     export.add_argument(

@@ -55,8 +55,9 @@ def gradient(layer: str, group: str, norm: float, *, steps: int = 1, **more: Any
 
 
 def gradients(at: int) -> tuple[GradientStats, ...]:
-    """A window: embed 2, router 4, and per block attention 3 and mlp 6 times ``at + 1``."""
-    own = [gradient("", "embed", 2.0), gradient(BLOCKS[0], "router", 4.0)]
+    """Embed 2, other 1, a router 4, and per block attention 3 and mlp 6 times ``at + 1``."""
+    own = [gradient("", "embed", 2.0), gradient("", "other", 1.0)]
+    own.append(gradient(BLOCKS[0], "router", 4.0))
     for block in reversed(BLOCKS):
         own.append(gradient(block, "attention", 3.0 * (at + 1)))
         own.append(gradient(block, "mlp", 6.0 * (at + 1)))

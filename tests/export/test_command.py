@@ -35,7 +35,13 @@ class TestExport:
         assert main(["export", str(path), "--format", "csv", "--json"]) == 0
         record = json.loads(capsys.readouterr().out)
         assert str(path / "export" / "layers.csv") in record["files"]
-        assert record["rows"] == {"layers": 6, "weights": 6, "gradients": 24, "events": 0}
+        assert record["rows"] == {
+            "layers": 6,
+            "indices": 3,
+            "weights": 6,
+            "gradients": 27,
+            "events": 0,
+        }
 
     @pytest.mark.parametrize(
         ("arguments", "said"),

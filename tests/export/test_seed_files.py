@@ -88,6 +88,37 @@ class TestWeightTracking:
         assert not (tmp_path / "out").exists()
 
 
+class TestDetailedLogs:
+    def test_a_file_per_window_holds_every_metric_by_layer(self, tmp_path: Path) -> None:
+        """S1-09: ``step``, ``timestamp`` and ``metrics``; also under the callback's own names."""
+        run = kept(tmp_path / "run", *full())
+        exported = export_run(run, tmp_path / "out", form="seed001")
+        assert [path.name for path in exported.files] == [
+            f"detailed_log_step_{step}.json" for step in (10, 20, 30)
+        ]
+        record = json.loads((tmp_path / "out" / "detailed_log_step_20.json").read_text())
+        assert (record["step"], record["timestamp"]) == (20, 1_700_000_001.25)
+        layer = record["metrics"]["model.layers.2.mlp"]
+        metrics = run.snapshots()[1]["model.layers.2.mlp"].metrics()
+        assert {name: layer[name] for name in metrics} == metrics
+        assert layer["expert_cv"] == metrics["load_cv"]
+        assert layer["max_usage_ratio"] == metrics["load_imbalance"]
+        assert record["summary"]["moe/avg_expert_cv"] == metrics["load_cv"]
+
+    def test_what_is_undefined_is_null(self, tmp_path: Path) -> None:
+        """S1-09: valid JSON whatever the logits were."""
+        run = kept(tmp_path / "run", window(1, 1, stats("a", [3, 1], scoring="none")))
+        export_run(run, tmp_path / "out", form="seed001")
+        record = json.loads((tmp_path / "out" / "detailed_log_step_1.json").read_text())
+        assert record["metrics"]["a"]["routing_entropy"] is None
+        assert "moe/avg_routing_entropy" not in record["summary"]
+
+    def test_a_run_without_windows_is_told(self, tmp_path: Path) -> None:
+        """Nothing was recorded yet."""
+        with pytest.raises(ValueError, match="found no training window"):
+            export_run(kept(tmp_path / "run"), tmp_path / "out", form="seed001")
+
+
 class TestGradientAnalysis:
     @pytest.fixture
     def out(self, tmp_path: Path) -> Path:
@@ -103,11 +134,12 @@ class TestGradientAnalysis:
         assert [line.split(",")[0] for line in lines[1:]] == ["10", "20", "30"]
 
     def test_squares_of_the_groups_add_up_to_the_total(self, out: Path) -> None:
-        """S3-32: with the 4.0 of the router, which has no column; no lm_head is 0."""
+        """S3-32: with the 1.0 of what has no column; no lm_head is 0, and mlp holds the router."""
         table = pandas.read_csv(out / "gradient_analysis.group_norms.csv")
-        squares = table.embed_norm**2 + table.attention_norm**2 + table.mlp_norm**2 + 4.0**2
+        squares = table.embed_norm**2 + table.attention_norm**2 + table.mlp_norm**2 + 1.0**2
         assert np.allclose(squares, table.total_norm**2, rtol=1e-12)
         assert table.lm_head_norm.tolist() == [0.0] * 3
+        assert table.mlp_norm[0] == pytest.approx(math.sqrt(3 * 6.0**2 + 4.0**2))
 
     def test_layer_norms_stand_in_the_order_of_their_numbers(self, out: Path) -> None:
         """S3-33: 10 comes after 2; squares over layers are the square of the group."""
@@ -121,16 +153,16 @@ class TestGradientAnalysis:
         assert np.allclose(of_layers, groups.attention_norm**2, rtol=1e-12)
 
     def test_the_summary_names_the_step_of_the_peak(self, out: Path) -> None:
-        """S3-34: mlp is sqrt(3) times 6, 12 and 18; its peak is at step 30."""
+        """S3-34: attention is sqrt(3) times 3, 6 and 9; its peak is at step 30."""
         record = json.loads((out / "gradient_analysis.summary.json").read_text())
         assert list(record) == ["embed", "attention", "mlp", "lm_head", "total"]
-        mlp = record["mlp"]
-        assert mlp["peak_step"] == 30
-        assert mlp["mean"] == pytest.approx(12 * math.sqrt(3))
-        assert mlp["std"] == pytest.approx(math.sqrt(24) * math.sqrt(3))
-        assert (mlp["min"], mlp["max"]) == (
-            pytest.approx(6 * math.sqrt(3)),
-            pytest.approx(18 * math.sqrt(3)),
+        attention = record["attention"]
+        assert attention["peak_step"] == 30
+        assert attention["mean"] == pytest.approx(6 * math.sqrt(3))
+        assert attention["std"] == pytest.approx(math.sqrt(6) * math.sqrt(3))
+        assert (attention["min"], attention["max"]) == (
+            pytest.approx(3 * math.sqrt(3)),
+            pytest.approx(9 * math.sqrt(3)),
         )
 
     def test_before_clipping_wins_over_the_optimizers_step(self, tmp_path: Path) -> None:

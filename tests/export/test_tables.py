@@ -11,6 +11,7 @@ import polars
 import pytest
 
 from moetrace.export import export_run
+from moetrace.index_stats import INDEX_METRICS
 from moetrace.metrics import METRICS
 from moetrace.routing_stats import COUNTERS
 from moetrace.run import Run, open_run
@@ -108,9 +109,19 @@ class TestTables:
         assert first["diff_norm"] is None
         assert second["diff_norm"] == pytest.approx(2**0.5)
         rows = read(tmp_path, "gradients", form, "polars")
-        assert len(rows) == 24
+        assert len(rows) == 27
         attention = [row["norm"] for row in rows if row["group"] == "attention"]
         assert attention == [3.0] * 3 + [6.0] * 3 + [9.0] * 3
+
+    @pytest.mark.parametrize("form", ["csv", "json", "parquet"])
+    def test_tables_of_experts_round_trip(self, run: Run, form: str, tmp_path: Path) -> None:
+        """Counters and every metric of each window; None stays None."""
+        export_run(run, tmp_path, form=form)
+        rows = read(tmp_path, "indices", form, "polars")
+        expected = [(window.last_step, window.indices[0]) for window in run.snapshots()]
+        for row, (step, own) in zip(rows, expected, strict=True):
+            assert (row["last_step"], row["layer"], row["num_experts"]) == (step, "ffn", 4)
+            assert {name: row[name] for name in INDEX_METRICS} == own.metrics()
 
     def test_events_hold_their_fields_as_json(self, tmp_path: Path) -> None:
         """Kind, place and time are columns; the rest is one text."""
@@ -131,7 +142,13 @@ class TestTables:
         record = json.loads((tmp_path / "export.json").read_text())
         assert record["run_id"] == run.run_id
         assert record["rows"] == exported.rows
-        assert exported.rows == {"layers": 7, "weights": 6, "gradients": 24, "events": 0}
+        assert exported.rows == {
+            "layers": 7,
+            "indices": 3,
+            "weights": 6,
+            "gradients": 27,
+            "events": 0,
+        }
         assert sorted(item.name for item in exported.files) == sorted(
             item.name for item in tmp_path.iterdir()
         )

@@ -53,7 +53,8 @@ def full(windows: int = 9) -> list[Snapshot]:
             attention, experts = norms(at, position)
             gradients.append(gradient(block, "attention", attention))
             gradients.append(gradient(block, "experts", experts))
-        tables = [index_stats_of(name, table(name, at), columns=8) for name in TABLES]
+        due = at == 4  # counts per expert are kept every so often
+        tables = [index_stats_of(name, table(name, at), columns=8, due=due) for name in TABLES]
         own = window(
             10 * at + 1,
             10 * at + 10,

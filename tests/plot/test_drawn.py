@@ -155,20 +155,30 @@ class TestUsage:
 
 class TestSubKeys:
     def test_draws_of_both_halves(self, drawn: Drawn) -> None:
-        """Eight sub-keys each; row 5 is dead and has a tick of its own."""
-        rows, columns = plots(drawn("sub-keys"))
+        """Of the table with the most dead sub-keys, eight each; dead ones have ticks."""
+        rows, columns, _ = plots(drawn("sub-keys", layers=TABLES[0]))
         assert rows.lines[1].get_xdata().tolist() == [5]
-        assert columns.lines[1].get_xdata().size == 0
+        assert len(columns.lines) == 1
         assert rows.get_ylabel() == "over fair share"
 
-    def test_the_map_where_the_counts_are_there(self, drawn: Drawn) -> None:
-        """A cell per expert; those without a draw are below the scale."""
-        made = MadeRun({"train": full()})
-        axes = plots(drawn("sub-keys", of=made))
+    def test_shows_the_table_with_the_most_dead_sub_keys(self, drawn: Drawn) -> None:
+        """Rows 3 to 7 of the second table are dead."""
+        figure = drawn("sub-keys")
+        assert TABLES[1] in figure.get_suptitle()
+        assert plots(figure)[0].lines[1].get_xdata().tolist() == [3, 4, 5, 6, 7]
+
+    def test_the_map_is_of_the_last_window_that_keeps_its_counts(self, drawn: Drawn) -> None:
+        """Steps 41 to 50: a cell per expert; those without a draw are below the scale."""
+        axes = plots(drawn("sub-keys", layers=TABLES[0]))
+        assert "steps 41-50" in axes[2].get_title(loc="left")
         cells = axes[2].images[0].get_array()
         assert cells.shape == (8, 8)
-        assert cells[1, 1] == pytest.approx(np.log1p(108))
+        assert cells[1, 1] == pytest.approx(np.log1p(104))
         assert (cells[5] < axes[2].images[0].norm.vmin).all()
+
+    def test_without_counts_there_is_no_map(self, drawn: Drawn) -> None:
+        """Before step 41 none were kept."""
+        assert len(plots(drawn("sub-keys", step=15))) == 2
 
 
 class TestWeights:

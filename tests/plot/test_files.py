@@ -34,7 +34,7 @@ SAID = {
     "coverage": ["experts used in the window, %", "uniform choice", "optimizer step"],
     "hot-experts": ["2 hot experts", "times the mean", "108", "0", "1"],
     "rank": ["rank of the expert", "load over the fair share", "uniform choice, as many as in"],
-    "sub-keys": ["first half of the key: 8 sub-keys, 1 dead", "second half of the key: 8 sub-keys"],
+    "sub-keys": ["first half of the key: 8 sub-keys, 5 dead", "draws per expert, steps 41-50"],
     "weights": ["mean of the weights", "relative change per optimizer step", "drift"],
     "gradients": ["gradient norm", "embed", "attention", "experts", "lm_head", "total"],
     "gradient-heatmap": ["all parameters of the block", "attention", "MLP", "block"],
@@ -74,7 +74,9 @@ class TestEveryKind:
         found = " | ".join(texts(tmp_path / "plot.svg"))
         assert not [text for text in SAID[kind] if text not in found]
 
-    @pytest.mark.parametrize("kind", ["heatmap", "curves", "usage", "coverage", "weights"])
+    @pytest.mark.parametrize(
+        "kind", ["heatmap", "curves", "usage", "coverage", "sub-keys", "weights"]
+    )
     def test_no_text_overlaps_another(
         self, kind: str, run: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -4,7 +4,6 @@ One sink shows a window in all of these places, in one order: what may fail come
 """
 
 import json
-import math
 import os
 import threading
 from collections import Counter
@@ -16,7 +15,7 @@ from typing import Any
 from moetrace.alerts import Alert, AlertRules
 from moetrace.compat.auxiliary_loss import AuxiliaryLoss
 from moetrace.compat.heatmap_files import HeatmapFiles
-from moetrace.metrics import layer_detail
+from moetrace.export.detailed_logs import detailed_log
 from moetrace.sinks.base import Sink
 from moetrace.sinks.console import ConsoleSink
 from moetrace.sinks.recognised import recognised
@@ -195,24 +194,6 @@ def _logger(monitoring: MoEMonitoring) -> Sink | None:
 def _save(folder: Path, snapshot: Snapshot) -> None:
     """``detailed_log_step_{N}.json``: always valid JSON, null where a metric is undefined."""
     folder.mkdir(parents=True, exist_ok=True)
-    by_layer = {stats.layer: stats.metrics() for stats in snapshot}
-    record = {
-        "step": snapshot.last_step,
-        "timestamp": snapshot.wall_time,
-        "summary": {key: _finite(value) for key, value in snapshot.metrics().items()},
-        "metrics": {
-            layer: {name: _finite(value) for name, value in row.items()}
-            | _short_names(layer_detail({layer: row}))
-            for layer, row in by_layer.items()
-        },
-    }
     path = folder / f"detailed_log_step_{snapshot.last_step}.json"
-    path.write_text(json.dumps(record, allow_nan=False, indent=1) + "\n", encoding="utf-8")
-
-
-def _short_names(detail: Mapping[str, float]) -> dict[str, float | None]:
-    return {key.rpartition("/")[2]: _finite(value) for key, value in detail.items()}
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+    text = json.dumps(detailed_log(snapshot), allow_nan=False, indent=1)
+    path.write_text(text + "\n", encoding="utf-8")

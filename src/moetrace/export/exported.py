@@ -2,9 +2,11 @@
 """One export: a run, a format, and the files that came of it."""
 
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from moetrace.export.detailed_logs import write_detailed_logs
 from moetrace.export.expert_usage import write_expert_usage
 from moetrace.export.files import Drafts, json_text
 from moetrace.export.gradient_analysis import write_gradient_analysis
@@ -15,7 +17,15 @@ from moetrace.run import Run
 
 __all__ = ["FORMATS", "Exported", "export_run"]
 
-FORMATS = (*TABLE_FORMS, "seed000", "seed002", "seed003", "perfetto")
+FILES: Mapping[str, Callable[[Run, Drafts], int]] = {
+    "seed000": write_weight_tracking,
+    "seed001": write_detailed_logs,
+    "seed002": write_expert_usage,
+    "seed003": write_gradient_analysis,
+}
+"""Formats of other programs; what writes the files of each, and says of how many windows."""
+
+FORMATS = (*TABLE_FORMS, *FILES, "perfetto")
 """What a run can be exported as."""
 
 
@@ -64,11 +74,7 @@ def export_run(
             drafts.write("export.json", json_text(facts))
         elif form == "perfetto":
             rows = {"events": write_perfetto(run, drafts.draft("perfetto.json"))}
-        elif form == "seed000":
-            rows = {"windows": write_weight_tracking(run, drafts)}
-        elif form == "seed002":
-            rows = {"windows": write_expert_usage(run, drafts)}
         else:
-            rows = {"windows": write_gradient_analysis(run, drafts)}
+            rows = {"windows": FILES[form](run, drafts)}
         files = tuple(drafts.files)
     return Exported(form, files, rows)

@@ -9,8 +9,8 @@ gradient_analysis.summary.json      per group mean, std, max, min, peak_step
 
 A norm is the root of the sum of squares over parameters, and the root mean square over the finite
 steps of its window; with windows of one step it is that of the step. A group without parameters
-has norm 0, a window without a finite step an empty field. ``total_norm`` is over all parameters,
-those of routers, experts and others too.
+has norm 0, a window without a finite step an empty field. Routers and experts count with the MLP of
+their block; ``total_norm`` is over all parameters, also those that are in none of these groups.
 """
 
 from collections.abc import Sequence
@@ -32,8 +32,13 @@ __all__ = [
     "write_gradient_analysis",
 ]
 
-GROUPS_SHOWN = ("embed", "attention", "mlp", "lm_head")
-"""Groups that have a column of their own."""
+GROUPS_SHOWN = {
+    "embed": ("embed",),
+    "attention": ("attention",),
+    "mlp": ("mlp", "router", "experts"),
+    "lm_head": ("lm_head",),
+}
+"""Columns, and the groups of parameters that count in each."""
 
 _PARTS = ("attention", "mlp")
 _STEM = "gradient_analysis"
@@ -51,11 +56,11 @@ class GradientRow:
     step: int
     records: tuple[GradientStats, ...]
 
-    def norm(self, group: str | None = None, layer: str | None = None) -> float | None:
-        """Norm of a group, of a block, of both, or of everything; 0 where there is nothing.
+    def norm(self, *groups: str, layer: str | None = None) -> float | None:
+        """Norm of some groups, of a block, of both, or of everything; 0 where there is nothing.
 
         Args:
-            group: A name in `moetrace.parameter_groups.GROUPS`; None for all of them.
+            groups: Names in `moetrace.parameter_groups.GROUPS`; all of them where none is named.
             layer: Dotted name of a block; None for the whole model.
 
         Returns:
@@ -64,7 +69,7 @@ class GradientRow:
         chosen = [
             record
             for record in self.records
-            if group in (None, record.group) and layer in (None, record.layer)
+            if (not groups or record.group in groups) and layer in (None, record.layer)
         ]
         return norm_of(chosen) if chosen else 0.0
 
@@ -115,14 +120,14 @@ def write_gradient_analysis(run: Run, drafts: Drafts) -> int:
     """
     rows = gradient_rows(run)
     steps = [row.step for row in rows]
-    groups = {group: [row.norm(group) for row in rows] for group in GROUPS_SHOWN}
+    groups = {name: [row.norm(*own) for row in rows] for name, own in GROUPS_SHOWN.items()}
     groups["total"] = [row.norm() for row in rows]
     named = {f"{group}_norm": values for group, values in groups.items()}
     drafts.write(f"{_STEM}.group_norms.csv", _csv(steps, named))
 
     blocks = blocks_of(rows)
     layers = {
-        f"{key}_{part}": [row.norm(part, block) for row in rows]
+        f"{key}_{part}": [row.norm(*GROUPS_SHOWN[part], layer=block) for row in rows]
         for key, block in zip(layer_keys(blocks), blocks, strict=True)
         for part in _PARTS
     }

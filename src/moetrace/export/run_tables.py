@@ -16,6 +16,7 @@ from moetrace.export.tables import (
     EVENTS,
     EXPERTS,
     GRADIENTS,
+    INDICES,
     LAYERS,
     WEIGHTS,
     Batch,
@@ -60,7 +61,7 @@ def write_tables(run: Run, drafts: Drafts, form: str, *, experts: bool) -> dict[
         How many rows each table has, by its name.
     """
     kind = TABLE_FORMS[form]
-    tables = [LAYERS, *([EXPERTS] if experts else []), WEIGHTS, GRADIENTS]
+    tables = [LAYERS, *([EXPERTS] if experts else []), INDICES, WEIGHTS, GRADIENTS]
     rows = {table.name: 0 for table in (*tables, EVENTS)}
     with ExitStack() as closing:
         files: dict[str, _TableFile] = {}

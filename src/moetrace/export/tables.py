@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from moetrace.gradient_stats import norm_of
+from moetrace.index_stats import INDEX_METRICS
 from moetrace.metrics import METRICS
 from moetrace.routing_stats import COUNTERS
 from moetrace.snapshot import Snapshot
@@ -17,6 +18,7 @@ __all__ = [
     "EVENTS",
     "EXPERTS",
     "GRADIENTS",
+    "INDICES",
     "LAYERS",
     "WEIGHTS",
     "Batch",
@@ -94,6 +96,18 @@ _GRADIENT: dict[str, Kind] = {
     **dict.fromkeys(("scale", "sum_sq", "norm", "last_norm"), "float"),
 }
 
+_INDEX_INT = (
+    *("num_experts", "columns", "tokens", "calls", "masked", "out_of_range", "nonfinite"),
+    "highest",
+)
+_INDEX: dict[str, Kind] = {
+    **_WINDOW,
+    "layer": "text",
+    **dict.fromkeys(_INDEX_INT, "int"),
+    "threshold": "float",
+    **dict.fromkeys(INDEX_METRICS, "float"),
+}
+
 _EVENT: dict[str, Kind] = {
     "wall_time": "float",
     "rank": "int",
@@ -169,6 +183,19 @@ def _gradients(window: Snapshot) -> Batch:
     return _columns(_GRADIENT, rows)
 
 
+def _indices(window: Snapshot) -> Batch:
+    own = [name for name in _INDEX if name not in _WINDOW and name not in INDEX_METRICS]
+    rows = [
+        {
+            **_window(window),
+            **{name: getattr(item, name) for name in own},
+            **item.metrics(),
+        }
+        for item in window.indices
+    ]
+    return _columns(_INDEX, rows)
+
+
 def _none(window: Snapshot) -> Batch:
     return {}
 
@@ -184,6 +211,9 @@ WEIGHTS = Table("weights", _WEIGHT, _weights)
 
 GRADIENTS = Table("gradients", _GRADIENT, _gradients)
 """A row per window, block, group and part, where gradients are measured."""
+
+INDICES = Table("indices", _INDEX, _indices)
+"""A row per window and table of experts, where look-ups are counted: counters and every metric."""
 
 EVENTS = Table("events", _EVENT, _none)
 """A row per event of the run; no window adds to it."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.export.gradient_analysis import GradientRow, blocks_of, gradient_rows
+from moetrace.export.gradient_analysis import GROUPS_SHOWN, GradientRow, blocks_of, gradient_rows
 from moetrace.parameter_groups import GROUPS
 from moetrace.plot.choice import Choice
 from moetrace.plot.drawing import LINES, QUIET, names_of, ramp, step_axis, thinned
@@ -58,10 +58,10 @@ def block_norms(choice: Choice) -> BlockNorms:
     """
     rows = gradient_rows(choice.run)
     blocks = choice.matching(blocks_of(rows), of="gradients")
-    groups = {"all": GROUPS, "attention": ("attention",), "mlp": ("mlp", "router", "experts")}
+    groups = {"all": (), **{part: GROUPS_SHOWN[part] for part in PARTS}}
     norms = {
         part: np.array(
-            [[_norm(row, wanted, block) for block in blocks] for row in rows], np.float64
+            [[_number(row.norm(*wanted, layer=block)) for block in blocks] for row in rows]
         )
         for part, wanted in groups.items()
     }
@@ -79,9 +79,9 @@ def draw_gradients(figure: Any, choice: Choice) -> None:
     axes = figure.add_subplot()
     groups = [group for group in GROUPS if any(_has(row, group) for row in rows)]
     for group, colour, marker in zip(groups, (*LINES[:6], "#7f7f7f"), MARKERS, strict=False):
-        values = np.array([np.nan if (n := row.norm(group)) is None else n for row in rows])
+        values = np.array([_number(row.norm(group)) for row in rows])
         axes.plot(steps, values, color=colour, label=group, **_dots(marker, len(steps)))
-    total = np.array([np.nan if (n := row.norm()) is None else n for row in rows])
+    total = np.array([_number(row.norm()) for row in rows])
     axes.plot(steps, total, color="#000000", linewidth=2.0, label="total")
     axes.set_ylabel("gradient norm")
     axes.set_ylim(0, None)
@@ -173,10 +173,8 @@ def draw_gradient_steps(figure: Any, choice: Choice) -> None:
     figure.suptitle(choice.title("Evolution of the gradient norms"), x=0.01, ha="left")
 
 
-def _norm(row: GradientRow, groups: Sequence[str], block: str) -> float:
-    norms = [row.norm(group, block) for group in groups]
-    known = [norm for norm in norms if norm is not None]
-    return float(np.sqrt(np.sum(np.square(known)))) if len(known) == len(norms) else np.nan
+def _number(norm: float | None) -> float:
+    return np.nan if norm is None else norm
 
 
 def _has(row: GradientRow, group: str) -> bool:

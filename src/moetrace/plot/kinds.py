@@ -36,7 +36,7 @@ KINDS = {
     "coverage": Kind(usage_plots.draw_coverage, 6.4, 3.6, "share of experts used, over time"),
     "hot-experts": Kind(usage_plots.draw_hot_experts, 5.6, 5.6, "table of the hot experts"),
     "rank": Kind(usage_plots.draw_ranks, 5.6, 4.2, "load by rank, beside a uniform choice"),
-    "sub-keys": Kind(sub_keys.draw_sub_keys, 7.2, 6.6, "draws per sub-key of a PEER layer"),
+    "sub-keys": Kind(sub_keys.draw_sub_keys, 7.2, 7.4, "draws per sub-key of a PEER layer"),
     "weights": Kind(weights.draw_weights, 8.2, 5.4, "router weights over the steps"),
     "gradients": Kind(gradients.draw_gradients, 6.8, 3.8, "gradient norm per group"),
     "gradient-heatmap": Kind(
