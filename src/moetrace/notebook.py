@@ -44,7 +44,9 @@ def notebook_html(title: str, facts: Iterable[tuple[str, str]], *parts: str) -> 
     >>> notebook_html("<run>", [("windows", "3")])
     '<div><b>&lt;run&gt;</b> <span>windows 3</span></div>'
     """
-    said = ", ".join(f"<span>{escape(printable(f'{name} {value}'))}</span>" for name, value in facts)
+    said = ", ".join(
+        f"<span>{escape(printable(f'{name} {value}'))}</span>" for name, value in facts
+    )
     return f"<div><b>{escape(printable(title))}</b> {said}{''.join(parts)}</div>"
 
 

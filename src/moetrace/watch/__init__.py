@@ -4,7 +4,8 @@
 loop       opens the run again and again and draws what is new
 follower   the windows read so far; a refresh reads only those that came since
 screen     one frame as lines: verdict, alerts, heatmap, curves
-cells      the heatmap: which layers fit, which experts share a cell, colours or letters
+map        the heatmap as lines
+cells      which layers fit, which experts share a cell, colours and letters
 spark      a curve in one line
 ```
 
