@@ -9,7 +9,6 @@ import numpy as np
 
 from moetrace.printable import printable, span_text
 from moetrace.run import Run
-from moetrace.show.window import window_at
 from moetrace.snapshot import Snapshot
 
 __all__ = ["Choice"]
@@ -32,7 +31,7 @@ class Choice:
     layers: str = "*"
 
     def window(self) -> Snapshot:
-        """The window that is shown.
+        """The window that is shown; no other one is read.
 
         Raises:
             ValueError: There is none, or none that holds the step.
@@ -40,7 +39,18 @@ class Choice:
         if self.phase not in self.run.phases:
             known = ", ".join(self.run.phases) or "none yet"
             raise ValueError(f"found no phase {self.phase!r}; this run has {known}")
-        return window_at(self.run.snapshots(phase=self.phase), self.step)
+        spans = self.run.steps(phase=self.phase).tolist()
+        wanted = [
+            (first, last)
+            for first, last in spans
+            if self.step is None or first <= self.step <= last
+        ]
+        for first, last in reversed(wanted):
+            found = next(self.run.windows(phase=self.phase, after=last - 1), None)
+            if found is not None and found.first_step == first:
+                return found
+        where = "" if self.step is None else f" with step {self.step}"
+        raise ValueError(f"found no window{where}; there are steps {spans[0][0]} to {spans[-1][1]}")
 
     def matching(self, names: Iterable[str], *, of: str) -> list[str]:
         """Those of some layers that are to be shown, in their order.
