@@ -47,3 +47,12 @@ class TestDoctor:
             trained(tracer, model)
             diagnosis = tracer.doctor()
         assert [f.kind for f in diagnosis.findings if f.severity != "note"] == []
+        (state,) = diagnosis.sites
+        assert (state.name, state.state, state.num_experts, state.top_k, state.tokens) == (
+            "layers.0",
+            "counted",
+            4225,
+            16,
+            512,
+        )
+        assert str(diagnosis).startswith("ProductKeyModel: 1 of 1 sites counted")

@@ -517,7 +517,7 @@ class TestMemory:
 
 
 class TestCompiled:
-    @pytest.mark.parametrize("checkpointed", [None, "other"])
+    @pytest.mark.parametrize("checkpointed", [None, "other", "reentrant"])
     def test_a_compiled_layer_counts_the_same(self, checkpointed):
         """Compiled in one graph, a layer's draws and scores are those that it has eagerly."""
         torch.manual_seed(3)

@@ -1,12 +1,12 @@
 """What the newest window of each table of experts says that no balance explains."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from moetrace.diagnosis.finding import Finding
+from moetrace.diagnosis.finding import Finding, SiteState
 from moetrace.index_stats import IndexStats
 from moetrace.index_verdict import ADVICE, index_verdicts
 
-__all__ = ["check_tables"]
+__all__ = ["check_tables", "table_states"]
 
 _KINDS = {
     "unreachable_experts": "unreachable-experts",
@@ -36,3 +36,28 @@ def check_tables(tables: Iterable[IndexStats]) -> list[Finding]:
             advice = "on a GPU such a look-up ends the process; look at how the index is formed"
             findings.append(Finding("out-of-range", "error", text, advice, (table.layer,)))
     return findings
+
+
+def table_states(names: Iterable[str], newest: Mapping[str, IndexStats]) -> list[SiteState]:
+    """State of every table, as of any site.
+
+    Args:
+        names: Layers whose look-ups are counted.
+        newest: The newest record of each that has one.
+    """
+    return [
+        SiteState(name, "table", "IndexMeter", state="silent")
+        if (found := newest.get(name)) is None
+        else SiteState(
+            name=name,
+            router="table",
+            rule="IndexMeter",
+            num_experts=found.num_experts,
+            top_k=(found.draws + found.out_of_range) // found.tokens if found.tokens else 0,
+            scoring="none" if found.score_total is None else "scores of the layer",
+            state="counted" if found.calls else "silent",
+            calls=found.calls,
+            tokens=found.tokens,
+        )
+        for name in names
+    ]

@@ -22,7 +22,7 @@ from moetrace.diagnosis.structure import (
     replaced_forward,
     scored_by,
 )
-from moetrace.diagnosis.tables import check_tables
+from moetrace.diagnosis.tables import check_tables, table_states
 from moetrace.diagnosis.trial import bare_model, refusal, run_once, untouched
 from moetrace.diagnosis.windows import check_windows
 from moetrace.diagnosis.witness import Witness
@@ -71,6 +71,9 @@ def diagnose(
     windows = [*recording.writer.newest.values(), *([open_window] if open_window else [])]
     stats = _by_site(windows)
     counted = {name for name, found in stats.items() if found.calls}
+    newest = {item.layer: item for window in windows for item in window.indices}
+    routed = {item.site.name for item in attached.traced}
+    tables = table_states((name for name in recording.tables if name not in routed), newest)
     witnesses: list[Witness] = []
     trial: list[Finding] = []
     if inputs is not None and model is not None and not recording.closed:
@@ -79,7 +82,7 @@ def diagnose(
         *_of_the_process(recording, model),
         *check_windows(windows, {item.site.name: item.site.top_k for item in attached.traced}),
         *(check_structure(model, attached.traced) if model is not None else ()),
-        *check_tables({item.layer: item for window in windows for item in window.indices}.values()),
+        *check_tables(newest.values()),
         *trial,
         *_unread(recording, attached),
         *_silence(model, attached, counted, recording, witnesses),
@@ -91,7 +94,7 @@ def diagnose(
     by_name = {witness.site.name: witness for witness in witnesses}
     return Diagnosis(
         "a model that is gone" if model is None else type(model).__name__,
-        tuple(_state(item, stats, by_name.get(item.site.name)) for item in attached.traced),
+        (*(_state(item, stats, by_name.get(item.site.name)) for item in attached.traced), *tables),
         worst_first(_once(findings)),
     )
 

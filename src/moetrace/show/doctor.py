@@ -8,7 +8,7 @@ from moetrace.diagnosis.finding import Diagnosis, Finding, SiteState, worst_firs
 from moetrace.diagnosis.health import check_health
 from moetrace.diagnosis.near_misses import check_near_misses
 from moetrace.diagnosis.silence import check_ended, check_silence
-from moetrace.diagnosis.tables import check_tables
+from moetrace.diagnosis.tables import check_tables, table_states
 from moetrace.diagnosis.text import in_words
 from moetrace.diagnosis.windows import check_windows
 from moetrace.run import Run
@@ -44,9 +44,14 @@ def diagnose_run(run: Run) -> Diagnosis:
         *check_near_misses(_groups(run.manifest)),
     ]
     by_name = {str(site.get("name")): site for site in sites}
+    told = [str(table.get("layer")) for table in listed(run.manifest, "tables")]
+    tables = table_states(
+        (name for name in dict.fromkeys([*told, *totals.tables]) if name not in names),
+        totals.tables,
+    )
     return Diagnosis(
         f"run {run.run_id}",
-        tuple(_state(name, by_name.get(name, {}), totals) for name in names),
+        (*(_state(name, by_name.get(name, {}), totals) for name in names), *tables),
         worst_first(findings),
     )
 
