@@ -234,6 +234,15 @@ class TestSize:
         assert page.count("[2991,3000]") == 1
         assert page.count("[1,10]") == 1
 
+    def test_of_very_many_layers_the_page_draws_the_worst_and_says_so(self) -> None:
+        """J7: 1,200 layers; the verdict names the last one, which the page draws too."""
+        layers = [stats(f"l.{at}", [5, 5]) for at in range(1199)]
+        page = render(MadeRun({"train": [window(1, 1, *layers, stats("l.1199", [995, 5]))]}))
+        assert "Of 1,200 layers the 1,000 furthest over their noise floor" in page
+        assert page.count('"experts":2') == 1000
+        assert '"name":"l.1199"' in page
+        assert "of the 1199 other layers" in page
+
     def test_a_page_that_would_burst_stays_below_its_cap(self) -> None:
         """A smaller cap is met by wider windows."""
         history = drifting(windows=80, layers=12, experts=64, tokens=20_000)

@@ -3,7 +3,7 @@ from typing import Any
 
 import numpy as np
 
-from moetrace.report.payload import build, worst_layers
+from moetrace.report.payload import build, layers_drawn, worst_layers
 from moetrace.report.windows import layers_of, tabulate
 from moetrace.snapshot import Snapshot
 from tests.report.made import drifting, stats, window
@@ -70,3 +70,15 @@ class TestWorstLayers:
         ]  # fmt: skip
         table = tabulate("train", [history], layers_of(history, history[0].layers))
         assert worst_layers(table) == [3, 1, 2]
+
+
+class TestLayersDrawn:
+    def test_are_the_most_uneven_in_the_order_of_the_model(self) -> None:
+        """Of five layers two: the second and the last; one without a figure comes after all."""
+        counts = ([5, 5], [9, 1], [6, 4], [0, 0], [8, 2])
+        history = [window(1, 1, *(stats(f"l.{at}", load) for at, load in enumerate(counts)))]
+        windows = tabulate("train", [history], layers_of(history, history[0].layers))
+        assert [layer.name for layer in layers_drawn(windows, most=2)] == ["l.1", "l.4"]
+        assert [layer.name for layer in layers_drawn(windows, most=4)] == [
+            "l.0", "l.1", "l.2", "l.4",
+        ]  # fmt: skip

@@ -87,7 +87,8 @@ class Heatmap {
     const room = (document.querySelector(".heat-scroll").clientWidth - 6) * scale;
     this.width = Math.max(Math.min(Math.floor(room / this.most), 64 * scale), Math.round(this.most > 1024 ? 1 : 2 * scale));
     const tall = Math.min(Math.max(640 / this.layers.length, 14), 30);
-    this.height = Math.round(tall * scale);
+    // a canvas is no taller than 32767 pixels
+    this.height = Math.max(1, Math.min(Math.round(tall * scale), Math.floor(32000 / this.layers.length)));
     this.canvas.width = this.width * this.most;
     this.canvas.height = this.height * this.layers.length;
     this.canvas.style.width = `${this.canvas.width / scale}px`;

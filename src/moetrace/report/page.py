@@ -19,7 +19,7 @@ from moetrace.report.alarms import SHOWN, Alarm, alarms
 from moetrace.report.facts import SITE_COLUMNS, counters, facts, probe_findings, sites, tiles
 from moetrace.report.finding import Finding, most_urgent_first
 from moetrace.report.names import shown
-from moetrace.report.payload import build
+from moetrace.report.payload import MOST_LAYERS, build, layers_drawn
 from moetrace.report.tables import index_findings
 from moetrace.report.verdict import verdict
 from moetrace.report.windows import Windows, layers_of, tabulate
@@ -76,7 +76,9 @@ def render(run: Run, *, cap: int = CAP, live: str = "") -> str:
     Args:
         run: The run, live or finished.
         cap: Most characters of the page. Where every window does not fit exactly, neighbouring ones
-            are added up until they do, and the page says so; the last window is always exact.
+            are added up until they do, and the page says so; the last window is always exact. Of
+            more than `MOST_LAYERS` layers those furthest from even are drawn; the verdict is over
+            all.
         live: For `moetrace.serve`: what the folder is like. The page then asks ``state``, beside
             itself, and loads itself anew when the answer is another one.
 
@@ -93,7 +95,13 @@ def render(run: Run, *, cap: int = CAP, live: str = "") -> str:
     }
     shell = {**_assets(live=bool(live)), **_told(run, histories, tables), **_lively(live)}
     room = cap - sum(map(len, shell.values())) - len(_resource("page.html"))
-    data = build(histories, layers, tables, cap=room)
+    drawn = layers_drawn(next(iter(tables.values()))) if len(layers) > MOST_LAYERS else layers
+    if len(drawn) < len(layers):
+        tables = {
+            phase: tabulate(phase, [[item] for item in history], drawn)
+            for phase, history in histories.items()
+        }
+    data = build(histories, drawn, tables, cap=room)
     parts = {**shell, "data": data}
     # one pass, so that text from the run cannot name another part
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _resource("page.html"))
@@ -123,6 +131,7 @@ def _told(run: Run, histories: Histories, tables: Mapping[str, Windows]) -> dict
             for label, value, remark in (tiles(first) if first else ())
         ),
         "alarms": _alarms(found, list(histories)),
+        "left_out": _left_out(len(first.layers) if first else 0),
         "facts": _listed(facts(run, histories)),
         "site_columns": _cells(SITE_COLUMNS, "th"),
         "routers": "1 router traced" if len(rows) == 1 else f"{len(rows)} routers traced",
@@ -150,6 +159,15 @@ def _findings(run: Run, histories: Histories, tables: Mapping[str, Windows]) -> 
         text = f"{count} in the run folder: {shown(run.faults[0])}."
         found.append(Finding("warn", text, ADVICE["fault"]))
     return most_urgent_first(found)
+
+
+def _left_out(layers: int) -> str:
+    if layers <= MOST_LAYERS:
+        return ""
+    return (
+        f'<p class="binned">Of {layers:,} layers the {MOST_LAYERS:,} furthest over their noise '
+        "floor in the last window are drawn; the verdict above is over all.</p>"
+    )
 
 
 def _said_once(findings: Iterable[Finding]) -> list[Finding]:

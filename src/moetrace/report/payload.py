@@ -12,7 +12,10 @@ from moetrace.report.tables import index_tables
 from moetrace.report.windows import Layer, Windows, grouped, tabulate
 from moetrace.snapshot import Snapshot
 
-__all__ = ["WORST", "build", "worst_layers"]
+__all__ = ["MOST_LAYERS", "WORST", "build", "layers_drawn", "worst_layers"]
+
+MOST_LAYERS = 1000
+"""Layers that the page draws: a map of more would be taller than a canvas may be."""
 
 WORST = 3
 """Layers that the curves name and colour; the others are drawn in grey."""
@@ -73,6 +76,13 @@ def worst_layers(windows: Windows) -> list[int]:
     excess = windows.metrics["max_vio_excess"][-1]
     order = np.argsort(-np.nan_to_num(excess, nan=-np.inf), kind="stable")
     return [int(index) for index in order if not np.isnan(excess[index])][:WORST]
+
+
+def layers_drawn(windows: Windows, *, most: int = MOST_LAYERS) -> tuple[Layer, ...]:
+    """The layers furthest over their noise floor in the last window, in the model's order."""
+    excess = np.nan_to_num(windows.metrics["max_vio_excess"][-1], nan=-np.inf)
+    kept = np.sort(np.argsort(-excess, kind="stable")[:most])
+    return tuple(windows.layers[int(at)] for at in kept)
 
 
 def _packed(windows: Windows, recorded: int) -> dict[str, Any]:
