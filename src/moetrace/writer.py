@@ -337,6 +337,12 @@ class Writer:
             except Exception as error:
                 self._say_unwritten(error)
 
+    @property
+    def withheld(self) -> dict[str, str]:
+        """Why the numbers of a site are withheld, by its name."""
+        reasons = self._withholding.reasons
+        return {self._sites[router].name: reason for router, reason in reasons.items()}
+
     def _own_health(self) -> dict[str, Any]:
         found = {
             "failed_sinks": [feed.name for feed in self.feeds if feed.first_error is not None],

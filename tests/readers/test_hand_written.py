@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import moetrace
+from moetrace.show.doctor import diagnose_run
 from tests.readers import hand_written, hand_written_routers
 from tests.readers.hand_written import D, E, K
 from tests.readers.tracing import counts, entropy, traced
@@ -217,6 +218,23 @@ class TestRuleIsHeldAgainstRows:
         assert "the highest 2 of the gate's logits" in line
         assert "and the experts got" in line
         assert "docs/readers.md" in line
+
+    def test_the_doctor_says_so(self, tmp_path):
+        """It names the site and why, live and of the run; a site that is withheld is not silent."""
+        model = nn.Sequential(Crowded())
+        with moetrace.attach(model, tmp_path / "run", every=1) as tracer:
+            tracer.on_step_begin()
+            model(torch.randn(2, 5, D)).sum().backward()
+            tracer.on_step_end()
+            findings = tracer.doctor().findings
+        assert [(item.kind, item.severity, item.sites) for item in findings] == [
+            ("withheld", "error", ("0",))
+        ]
+        assert "its numbers are withheld: its block seems to take" in findings[0].found
+        of_run = diagnose_run(moetrace.open_run(tmp_path / "run")).findings
+        told = {item.kind: item.found for item in of_run}
+        assert "what was read of 0 cannot be right" in told["withheld"]
+        assert "silent" not in told
 
     def test_from_the_window_on_in_which_it_fails(self):
         """What was right stays; the first window that is contradicted and all later ones do not."""

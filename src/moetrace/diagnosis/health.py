@@ -5,8 +5,9 @@ from typing import Any
 
 from moetrace.diagnosis.finding import Finding
 
-__all__ = ["UNREAD", "check_health"]
+__all__ = ["UNREAD", "WITHHELD", "check_health"]
 
+WITHHELD = "pass readers=[...] with a reader that knows how it chooses, see docs/readers.md"
 UNREAD = "write a reader of three lines for it (readers=[...]), see docs/readers.md"
 
 _FINDINGS = {
@@ -21,6 +22,12 @@ _FINDINGS = {
         "error",
         "{} forwards of routers ran and could not be read: they are in no count",
         UNREAD,
+    ),
+    "withheld": (
+        "withheld",
+        "error",
+        "what was read of {} cannot be right, and is not written",
+        WITHHELD,
     ),
     "masks_not_applied": (
         "mask-not-applied",

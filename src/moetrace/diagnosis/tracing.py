@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from moetrace.closed_window import stats_of
 from moetrace.diagnosis.comparison import compared, received_of
 from moetrace.diagnosis.finding import Diagnosis, Finding, SiteState, worst_first
-from moetrace.diagnosis.health import UNREAD, check_health
+from moetrace.diagnosis.health import UNREAD, WITHHELD, check_health
 from moetrace.diagnosis.near_misses import check_near_misses, grouped
 from moetrace.diagnosis.silence import check_silence
 from moetrace.diagnosis.structure import (
@@ -85,6 +85,7 @@ def diagnose(
         *check_tables(newest.values()),
         *trial,
         *_unread(recording, attached),
+        *_withheld(recording),
         *_silence(model, attached, counted, recording, witnesses),
         *check_health(_health(recording)),
         *_of_attach(attached),
@@ -181,6 +182,21 @@ def _unread(recording: Recording, attached: Attached) -> list[Finding]:
     return findings
 
 
+def _withheld(recording: Recording) -> list[Finding]:
+    """Sites whose numbers cannot be right, one finding for those of one reason."""
+    reasons = recording.writer.withheld
+    return [
+        Finding(
+            "withheld",
+            "error",
+            f"its numbers are withheld: {why}",
+            WITHHELD,
+            tuple(name for name, reason in reasons.items() if reason == why),
+        )
+        for why in dict.fromkeys(reasons.values())
+    ]
+
+
 def _silence(
     model: nn.Module | None,
     attached: Attached,
@@ -192,6 +208,7 @@ def _silence(
     steps = recording.step
     explained = {witness.site.name for witness in witnesses if not witness.read}
     explained |= {attached.traced[index].site.name for index, _, _ in recording.remarks.unread()}
+    explained |= set(recording.writer.withheld)
     recorded = [item.site for item in attached.traced if item.recorded]
     names = [site.name for site in recorded if site.name not in explained]
     findings = check_silence(names, counted, steps=steps)

@@ -36,7 +36,11 @@ def diagnose_run(run: Run) -> Diagnosis:
     findings = [
         *_faults(run),
         *of_windows,
-        *check_silence(names, totals.counted(), steps=totals.last_step),
+        *check_silence(
+            [name for name in names if name not in _withheld(totals)],
+            totals.counted(),
+            steps=totals.last_step,
+        ),
         *check_tables(totals.tables.values()),
         *check_ended(totals.last_counted, totals.newest),
         *_health(totals),
@@ -72,6 +76,12 @@ def _faults(run: Run) -> list[Finding]:
         text = f"{more} more faults in the folder"
         findings.append(Finding("fault", "error", text, "moetrace inspect lists them"))
     return findings
+
+
+def _withheld(totals: Totals) -> set[str]:
+    """Names of the sites whose numbers are withheld."""
+    named = [health.get("withheld") for health in totals.health.values()]
+    return {name for names in named if isinstance(names, str) for name in names.split(", ")}
 
 
 def _health(totals: Totals) -> list[Finding]:
