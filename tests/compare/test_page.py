@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moetrace.compare import compare_runs, write_comparison
+from moetrace.compare import Comparison, compare_runs, write_comparison
 from moetrace.compare.page import render_comparison
 from moetrace.compare.pictures import BOTH_DEAD, DIED, LESS, MORE, REVIVED, differences, image
 from tests.compare.made import LAYERS, kept, uniform
-from tests.report.made import stats, window
+from tests.report.made import recorded, stats, window
 
 PAYLOAD = "</style><script>alert(1)</script><img src=x onerror=alert(1)>\"'&\u202e\x1b[2J{{7*7}}"
 
@@ -109,15 +109,23 @@ class TestPage:
 
     def test_a_name_is_text_and_nothing_else(self, tmp_path: Path) -> None:
         """J1, J3, J5: markup, escapes and reordering in names stay visible and inert."""
-        runs = [
-            kept(tmp_path / name, *(window(n, n, stats(PAYLOAD, c)) for n in range(1, 7)))
-            for name, c in (("a", [4, 4]), ("b", [8, 0]))
-        ]
-        clean = [
-            kept(tmp_path / name, *(window(n, n, stats("plain", c)) for n in range(1, 7)))
-            for name, c in (("c", [4, 4]), ("d", [8, 0]))
-        ]
-        hostile, plain = (Parsed(render_comparison(compare_runs(own))) for own in (runs, clean))
+
+        def compared(layer: str, model: str, folders: tuple[str, str]) -> Comparison:
+            runs = [
+                recorded(
+                    tmp_path / folder,
+                    *(window(n, n, stats(layer, counts)) for n in range(1, 7)),
+                    header={"model": model},
+                )
+                for folder, counts in zip(folders, ([4, 4], [8, 0]), strict=True)
+            ]
+            return compare_runs(runs)
+
+        acting = compared(PAYLOAD, PAYLOAD, ("<i>a&", '<b onload="x">b'))
+        hostile, plain = (
+            Parsed(render_comparison(found))
+            for found in (acting, compared("plain", "plain", ("c", "d")))
+        )
         assert [tag for tag, _ in hostile.elements] == [tag for tag, _ in plain.elements]
         assert [set(a) for _, a in hostile.elements] == [set(a) for _, a in plain.elements]
         assert "\\u202e\\x1b[2J{{7*7}}" in hostile.text

@@ -30,6 +30,8 @@ def layer_keys(names: Sequence[str]) -> list[str]:
 
     >>> layer_keys(["model.layers.1.mlp", "model.layers.5.mlp"]), layer_keys(["router", "gate"])
     (['layer_1', 'layer_5'], ['layer_0', 'layer_1'])
+    >>> layer_keys(["encoder.3.mlp", "decoder.3.mlp"])
+    ['layer_0', 'layer_1']
     """
     numbers = [next((part for part in name.split(".") if part.isdigit()), "") for name in names]
     if "" in numbers or len(set(numbers)) < len(numbers):
