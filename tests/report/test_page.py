@@ -164,6 +164,20 @@ class TestVerdictOnThePage:
             "6 router decisions came from NaN or infinite logits: first in mlp, steps 1-5." in page
         )
 
+    def test_what_is_broken_now_goes_before_what_is_uneven(self) -> None:
+        """NaN logits head the page while they last, and are told after them."""
+        odd = stats("mlp", [970, 10, 10, 10])
+        object.__setattr__(odd, "nonfinite", 3)
+        fine = stats("mlp", [970, 10, 10, 10])
+        for history, first in (
+            ([window(1, 5, fine), window(6, 9, odd)], "3 router decisions came from NaN"),
+            ([window(1, 5, odd), window(6, 9, fine)], "mlp has been far out of balance"),
+        ):
+            page = render(MadeRun({"train": history}))
+            (headline,) = re.findall(r'class="headline">([^<]*)<', page)
+            assert headline.startswith(first)
+        assert "first in mlp, steps 1-5, none in the last." in page
+
     def test_a_run_without_windows_says_so(self) -> None:
         """An empty run is no error: there is nothing to judge yet."""
         assert "This run holds no window yet: there is nothing to judge." in render(MadeRun({}))

@@ -92,6 +92,19 @@ class TestFindings:
         ]
         assert texts == [
             "1 trainable router tensor did not change in steps 1-10: a.",
-            "Gradients were NaN or infinite, first in steps 1-10 (router).",
+            "Gradients were NaN or infinite in 1 window, first in steps 1-10 (router).",
         ]
         assert probe_findings([probed(weights=(weight("a", unchanged=0),))]) == []
+
+    @pytest.mark.parametrize(
+        ("last", "tone"), [({"nonfinite": 4}, "bad"), ({"nonfinite": 1}, "warn"), ({}, "note")]
+    )
+    def test_a_gradient_is_as_urgent_as_it_is_broken_now(
+        self, last: dict[str, int], tone: str
+    ) -> None:
+        """Four steps a window: none of them finite, one not, all finite again."""
+        before = gradient("l.0", "router", 1.0, steps=4, nonfinite=1)
+        now = gradient("l.0", "router", 1.0, steps=4, **last)
+        history = [probed(gradients=(before,)), probed(gradients=(now,))]
+        (found,) = probe_findings(history)
+        assert found.tone == tone

@@ -98,14 +98,21 @@ def tiles(windows: Windows) -> list[tuple[str, str, str]]:
 
 
 def counters(snapshots: Iterable[Snapshot]) -> list[Finding]:
-    """What the routers did that no router should, over all windows of a phase."""
+    """What the routers did that no router should, over all windows of a phase.
+
+    What is not in the last window any more is less urgent than what is.
+    """
     totals = {"nonfinite": 0, "out_of_range": 0, "dropped": 0, "identity": 0}
     first: dict[str, str] = {}
+    now: set[str] = set()
     for snapshot in snapshots:
+        now.clear()
         for stats in snapshot:
             for name in totals:
                 value = int(getattr(stats, name))
                 totals[name] += value
+                if value:
+                    now.add(name)
                 if value and name not in first:
                     span = span_text(snapshot.first_step, snapshot.last_step)
                     first[name] = f"first in {shown(stats.layer)}, {span}"
@@ -116,7 +123,11 @@ def counters(snapshots: Iterable[Snapshot]) -> list[Finding]:
         "identity": ("note", "assignments went to identity experts, which compute nothing"),
     }
     return [
-        Finding(tone, f"{totals[name]:,} {text}: {first[name]}.", ADVICE[name])
+        Finding(
+            tone if tone == "note" or name in now else "warn",
+            f"{totals[name]:,} {text}: {first[name]}{'' if name in now else ', none in the last'}.",
+            ADVICE[name],
+        )
         for name, (tone, text) in texts.items()
         if totals[name]
     ]
@@ -132,13 +143,18 @@ def probe_findings(history: Sequence[Snapshot]) -> list[Finding]:
         text = f"{len(still)} trainable {noun} did not change in {where}: {shown(still[0].layer)}"
         more = " first." if len(still) > 1 else "."
         found.append(Finding("warn", text + more, ADVICE["untrained"]))
-    for window in history:
-        bad = [record for record in window.gradients if record.nonfinite]
-        if bad:
-            where = span_text(window.first_step, window.last_step)
-            text = f"Gradients were NaN or infinite, first in {where} ({shown(bad[0].group)})."
-            found.append(Finding("bad", text, ADVICE["gradients"]))
-            break
+    broken = [window for window in history if any(r.nonfinite for r in window.gradients)]
+    if broken:
+        last = [record for record in history[-1].gradients if record.nonfinite]
+        # a loss scale that looks for its height loses a step now and then, and nothing more
+        tone = "warn" if last else "note"
+        if any(record.nonfinite == record.steps for record in last):
+            tone = "bad"
+        where = span_text(broken[0].first_step, broken[0].last_step)
+        group = next(record.group for record in broken[0].gradients if record.nonfinite)
+        count = "1 window" if len(broken) == 1 else f"{len(broken)} windows"
+        text = f"Gradients were NaN or infinite in {count}, first in {where} ({shown(group)})."
+        found.append(Finding(tone, text, "" if tone == "note" else ADVICE["gradients"]))
     return found
 
 

@@ -149,7 +149,7 @@ def _findings(run: Run, histories: Histories, tables: Mapping[str, Windows]) -> 
         history = histories[phase]
         found = [*index_findings(history), *counters(history), *probe_findings(history)]
         if windows.layers or not found:
-            found = [*verdict(windows), *found]
+            found = [*found, *verdict(windows)]
         if phase != "train":
             found.append(
                 Finding("note", f"No train window: the verdict is about phase {shown(phase)}.")

@@ -80,7 +80,7 @@ class Follower:
         windows = self._windows
         found = list(self._odd)
         if windows is not None and (windows.layers or not found):
-            found = [*verdict(windows), *found]
+            found = [*found, *verdict(windows)]
         return View(
             run,
             windows,
