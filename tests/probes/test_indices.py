@@ -266,7 +266,7 @@ class TestCounts:
 
     def test_the_device_form_equals_the_host_form(self, model, monkeypatch):
         """What a GPU runs gives the sums that the CPU's own form gives, bit for bit."""
-        from moetrace.ops import indices
+        from moetrace.ops import index_sums
 
         x, mask = torch.randn(3, 5, 16), torch.rand(15) > 0.3
         bits = []
@@ -274,7 +274,7 @@ class TestCounts:
             meter = meter_of(model)
             meter._state.tracer.mask_T = mask
             if not host:
-                monkeypatch.setattr(indices, "_on_host", lambda sums: False)
+                monkeypatch.setattr(index_sums, "_on_host", lambda sums: False)
             trained(model, x)
             meter.end_step()
             bits.append(torch.cat([sums for _, sums in meter.window(1)]).tolist())
@@ -424,9 +424,9 @@ class TestHarmless:
 
     def test_nothing_is_read_back_in_a_step(self, model, monkeypatch):
         """In the form for devices nothing asks for a value, or has a shape that depends on one."""
-        from moetrace.ops import indices
+        from moetrace.ops import index_sums
 
-        monkeypatch.setattr(indices, "_on_host", lambda sums: False)
+        monkeypatch.setattr(index_sums, "_on_host", lambda sums: False)
         meter = meter_of(model)
         (first, _) = (item.probe for item in meter._followed)
         seen = []

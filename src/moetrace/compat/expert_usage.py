@@ -19,7 +19,7 @@ from moetrace.feed import SinkFeed
 from moetrace.index_layout import INDEX_SCALARS, IndexLayout
 from moetrace.index_stats import IndexStats, index_stats_of, with_shared
 from moetrace.ops.backward import in_backward
-from moetrace.ops.indices import IndexSums
+from moetrace.ops.index_sums import IndexSums
 from moetrace.probes.indices import with_history
 from moetrace.sinks.recognised import recognised
 from moetrace.snapshot import Snapshot
