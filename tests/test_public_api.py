@@ -18,7 +18,10 @@ ROOT = Path(__file__).parents[1]
 
 HEAVY = ("torch", "numpy", "rich", "transformers", "safetensors", "orjson", "matplotlib")
 
-COMMANDS = ("check", "compare", "demo", "doctor", "export", "inspect", "plot", "report", "show", "sync")
+COMMANDS = (
+    *("check", "compare", "demo", "doctor", "export", "inspect", "plot", "report", "serve", "show"),
+    *("sync", "watch"),
+)
 
 
 def imported_by(code: str, names: tuple[str, ...] = HEAVY) -> set[str]:
