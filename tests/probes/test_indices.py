@@ -391,6 +391,38 @@ class TestSteps:
             tracer.on_step_end()
             assert tracer.flush().indices[0].tokens == 5
 
+    def test_sampled_steps_alone_count(self, model):
+        """With sample=2 every other step is counted, as the routers are."""
+        with moetrace.attach(model, every=4, sample=2, probes=[IndexProbe()]) as tracer:
+            for _ in range(4):
+                tracer.on_step_begin()
+                trained(model, torch.randn(1, 5, 16))
+                tracer.on_step_end()
+            snapshot = tracer.flush()
+        assert snapshot.indices[0].tokens == snapshot.routing[0].tokens == 10
+
+    def test_a_trial_of_the_doctor_counts_nothing(self, model):
+        """A forward that the doctor runs is in no window."""
+        with moetrace.attach(model, every=1, probes=[IndexProbe()]) as tracer:
+            tracer.on_step_begin()
+            trained(model, torch.randn(1, 5, 16))
+            tracer.doctor((torch.randn(7, 5, 16),))
+            tracer.on_step_end()
+            assert tracer.flush().indices[0].tokens == 5
+
+    def test_a_resumed_run_goes_on(self, model, tmp_path):
+        """A second attempt adds its windows to those of the first, and repeats none."""
+        for first in (1, 3):
+            with moetrace.attach(model, tmp_path, every=1, probes=[IndexProbe()]) as tracer:
+                for step in (first, first + 1):
+                    tracer.on_step_begin(step)
+                    trained(model, torch.randn(step, 5, 16))
+                    tracer.on_step_end(step)
+        run = moetrace.open_run(tmp_path)
+        assert run.steps()[:, 1].tolist() == [1, 2, 3, 4]
+        assert [w.indices[0].tokens for w in run.snapshots()] == [5, 10, 15, 20]
+        assert len(list(run.draws("layers.0"))) == 2
+
 
 class TestHarmless:
     def test_training_is_bit_identical(self):
@@ -559,3 +591,26 @@ class TestMillion:
             assert np.array_equal(record.tokens_per_expert, expected)
             assert (record.draws, len(record.row_draws)) == (64 * 8 * 16, 1024)
         assert meter.bytes == 10 * 2 * 8 * ((1 << 20) + 1 + 5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+class TestGpu:
+    def test_sums_are_those_of_a_host(self):
+        """On a GPU, without a wait in a step, draws and scores are those that a CPU counts."""
+        torch.manual_seed(3)
+        model = ProductKeyModel([ProductKeyLayer(side=128)]).cuda()
+        ids = []
+        model.layers[0].expert_up.register_forward_pre_hook(lambda m, args: ids.append(args[0]))
+        meter = meter_of(model)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            trained(model, torch.randn(8, 64, 16, device="cuda"))
+            meter.end_step()
+            parts = meter.window(1)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        (found,) = (item for window, bits in parts for item in window.stats(bits.cpu().numpy()))
+        expected = np.bincount(ids[0].cpu().flatten().numpy(), minlength=128 * 128)
+        assert np.array_equal(found.tokens_per_expert, expected)
+        assert found.score_total / 2**SCORE_BITS == pytest.approx(8 * 64 * 2, rel=1e-6)
