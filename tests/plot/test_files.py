@@ -23,7 +23,7 @@ from moetrace.run import Run
 from tests.plot.made import LAYERS, full, kept
 from tests.report.made import recorded, stats, window
 
-HOSTILE = "$x_{1}$</text><script>alert(1)</script>\x1b[2J\u202e&_$"
+HOSTILE = "$x_{1}$</text><script>alert(1)</script>\x1b[2J\u202e&"
 
 SAID = {
     "heatmap": ["Load per expert", "steps 81-90", "layer", "expert", "1/16", "dead: no token"],
