@@ -1,6 +1,7 @@
 """Rules held against windows whose figures a reader checks by hand."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moetrace.check import Judgement, Sighting, check_run, parse_rule
+from moetrace.index_stats import index_stats_of
 from moetrace.snapshot import Snapshot
 from tests.report.made import MadeRun, stats, window
 
@@ -95,6 +97,17 @@ class TestCheckRun:
         assert (found.holds, found.judged) == (True, 1)
         assert found.withheld == {"the router shows no logits": 1}
         assert not judged("entropy > 0.5", window(1, 10, silent)).holds
+
+    def test_tables_of_experts_have_figures_of_their_own(self) -> None:
+        """A rule about them leaves routers alone, and one about routers leaves tables alone."""
+        table = index_stats_of("peer", np.array([3, 1, 0, 0]), scalars={"tokens": 4})
+        window = replace(at(1, EVEN), indices=(table, replace(table, layer="other", used=None)))
+        found = judged("coverage >= 0.5", window)
+        assert (found.holds, found.judged) == (True, 1)
+        assert found.withheld == {"it is not known of this window of a table": 1}
+        assert judged("max_over_avg < 3", window).first == Sighting("peer", 1, 10, 3.0)
+        assert judged("tokens >= 4", window).judged == 3
+        assert judged("load_cv < 1", window).judged == 1
 
     def test_needs_a_rule(self) -> None:
         """No rule is a mistake and no success."""

@@ -64,7 +64,9 @@ class TestParseRule:
 
     def test_lists_the_metrics_where_none_is_near(self) -> None:
         """A name like none of them gets all of them."""
-        with pytest.raises(ValueError, match=r"no metric 'zzz'; there are load_cv, .*out_of_range"):
+        with pytest.raises(
+            ValueError, match=r"no metric 'zzz'; there are load_cv, .*out_of_range, .*coverage"
+        ):
             parse_rule("zzz < 1")
 
     @pytest.mark.parametrize(

@@ -2,12 +2,12 @@
 """What became of a rule over all windows of a run."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from moetrace.check.figures import COUNTED
+from moetrace.check.figures import figures_of, why_withheld
 from moetrace.check.rule import Rule
 from moetrace.run import Run
 from moetrace.snapshot import Snapshot
@@ -93,7 +93,7 @@ def check_run(run: Run, rules: Iterable[Rule]) -> list[Judgement]:
     for phase in dict.fromkeys(tally.rule.phase for tally in tallies):
         of_phase = [tally for tally in tallies if tally.rule.phase == phase]
         for window in run.windows(phase=phase) if phase in run.phases else ():
-            figures = _figures(window)
+            figures = figures_of(window)
             for tally in of_phase:
                 tally.add(window, figures)
     return [tally.judgement() for tally in tallies]
@@ -111,18 +111,20 @@ class _Tally:
     first: Sighting | None = None
     worst: Sighting | None = None
 
-    def add(self, window: Snapshot, figures: dict[str, dict[str, float | None]]) -> None:
+    def add(
+        self, window: Snapshot, figures: Sequence[tuple[str, Mapping[str, float | None]]]
+    ) -> None:
         rule = self.rule
         if window.first_step <= rule.after:
             return
         values: dict[str, float] = {}
-        for stats in window:
-            if fnmatchcase(stats.layer, rule.layers):
-                value = figures[stats.layer][rule.figure]
+        for layer, own in figures:
+            if rule.figure in own and fnmatchcase(layer, rule.layers):
+                value = own[rule.figure]
                 if value is None:
-                    self.withheld[stats.withheld()[rule.figure]] += 1
+                    self.withheld[why_withheld(window, layer, rule.figure)] += 1
                 else:
-                    values[stats.layer] = value
+                    values[layer] = value
         self.windows += bool(values)
         if rule.reduction is None:
             for layer, value in values.items():
@@ -152,14 +154,3 @@ class _Tally:
             self.first = sighting
         if self.worst is None or self.rule.beyond(value) > self.rule.beyond(self.worst.value):
             self.worst = sighting
-
-
-def _figures(window: Snapshot) -> dict[str, dict[str, float | None]]:
-    """Every figure of every layer."""
-    return {
-        stats.layer: {
-            **stats.metrics(),
-            **{name: float(getattr(stats, name)) for name in COUNTED},
-        }
-        for stats in window
-    }
