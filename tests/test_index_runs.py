@@ -41,6 +41,15 @@ class TestTracer:
             assert tracer.tables == ("layers.0",)
             assert repr(tracer) == "<Tracer of 0 routers and 1 tables, step 0, into memory>"
 
+    def test_a_model_without_tables_is_said(self, caplog):
+        """IndexProbe on a model of routers alone is a warning that says how to name a table."""
+        from tests.tiny import seeded
+
+        caplog.set_level(logging.WARNING, "moetrace")
+        with moetrace.attach(seeded("Qwen3Moe"), probes=[IndexProbe()]) as tracer:
+            assert tracer.tables == ()
+        assert any("IndexProbe(tables=...)" in record.message for record in caplog.records)
+
     def test_a_table_that_is_never_asked_is_said(self, caplog):
         """Tables without a look-up in the first window are a warning, once."""
         model = nn.ModuleDict({"table": nn.Embedding(10, 4), "other": nn.Linear(2, 2)})

@@ -132,6 +132,11 @@ def attach(
         raise NoRouterFound(_no_router(model, [item.site for item in found]))
     sites = [site for site, _, _ in taken]
     modules = [module for _, module, _ in taken]
+    if indexed is not None and not tables:
+        _log.warning(
+            "found no table of experts for IndexProbe: no two embeddings of one size beside product "
+            "keys; name yours with IndexProbe(tables=...)"
+        )
     _refuse_second([*modules, *(table.module for table in tables)])
     recorded = _recorded(sites, chosen)
     _say_what_is_not_counted(found)
