@@ -137,6 +137,19 @@ class TestBlocks:
         assert (found["every"], found["alerts"].usage_threshold) == (2, 3.0)
         assert (probe.usage_threshold, probe.tables) == (3.0, None)
 
+    def test_probes_by_name(self):
+        """Probes are named as sinks are: in a file, with arguments, and in the environment."""
+        found = load({"probes": ["weights", {"indices": {"dense_every": 1}}]}, environment=NOTHING)
+        weights, indices = found.attach_arguments()["probes"]
+        assert (type(weights).__name__, indices.dense_every) == ("WeightProbe", 1)
+        found = load(environment={"MOETRACE_PROBES": "gradients,indices"}).attach_arguments()
+        assert [type(p).__name__ for p in found["probes"]] == ["GradientProbe", "IndexProbe"]
+
+    def test_a_probe_that_is_none(self):
+        """A slip in the name of a probe names the nearest."""
+        with pytest.raises(ValueError, match=r"'indexes' in probes; did you mean 'indices'"):
+            load({"probes": "indexes"}, environment=NOTHING).attach_arguments()
+
     def test_a_peer_config_block_that_switches_it_off(self, tmp_path):
         """S2-01: log_expert_usage: false says not to attach at all: no hook is put on."""
         text = PEER.replace("log_expert_usage: true", "log_expert_usage: false")

@@ -134,8 +134,8 @@ def attach(
     modules = [module for _, module, _ in taken]
     if indexed is not None and not tables:
         _log.warning(
-            "found no table of experts for IndexProbe: no two embeddings of one size beside product "
-            "keys; name yours with IndexProbe(tables=...)"
+            "found no table of experts for IndexProbe: no two embeddings of one size beside "
+            "product keys; name yours with IndexProbe(tables=...)"
         )
     _refuse_second([*modules, *(table.module for table in tables)])
     recorded = _recorded(sites, chosen)
