@@ -69,6 +69,7 @@ class TestMatrix:
             return
         assert outcome.counted == outcome.truth
         assert outcome.differing == []
+        assert outcome.norms == pytest.approx(outcome.norms_by_hand, rel=1e-6)
         untraced, traced = outcome.frames
         assert traced <= untraced
         assert (untraced > 0) == (mode.compiled != "eager")

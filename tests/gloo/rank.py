@@ -62,16 +62,18 @@ def main(rank, folder):
         timeout=datetime.timedelta(seconds=60),
     )
     tripwire.lay()
-    done = {str(parallel): run(parallel, rank) for parallel in CELLS}
+    done = {str(parallel): run(parallel, rank, folder) for parallel in CELLS}
     Path(folder, f"rank-{rank}.json").write_text(json.dumps(done))
     dist.destroy_process_group()
 
 
-def run(parallel, rank):
+def run(parallel, rank, folder):
     """One cell: counts per window and layer, what differs from untraced, and the frames."""
     outcome = cell.Outcome()
-    untraced, frames, breaks, outcome.untraced_error = _run(parallel, rank, None)
-    traced, more_frames, more_breaks, outcome.traced_error = _run(parallel, rank, outcome.counted)
+    untraced, frames, breaks, outcome.untraced_error = _run(parallel, rank, None, None)
+    traced, more_frames, more_breaks, outcome.traced_error = _run(
+        parallel, rank, outcome.counted, Path(folder, str(parallel))
+    )
     outcome.frames, outcome.breaks = (frames, more_frames), (breaks, more_breaks)
     outcome.compared = len(traced)
     outcome.differing = [
@@ -85,14 +87,16 @@ def run(parallel, rank):
     return found
 
 
-def _run(parallel, rank, counted):
+def _run(parallel, rank, counted, folder):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     model, forward, counter = spread(parallel)
     sink = MemorySink()
     tracer = None
     if counted is not None:
-        tracer = moetrace.attach(model, every=EVERY, sinks=[sink], strict=True)
+        tracer = moetrace.attach(
+            model, folder, every=EVERY, sinks=[sink], probes=cell.PROBES, strict=True
+        )
     left, error = {}, ""
     try:
         left = train(model, forward, WORK, first_batch=APART * rank, tracer=tracer)

@@ -10,9 +10,13 @@ import torch
 import torch._dynamo.testing
 
 import moetrace
+from moetrace.gradient_stats import norm_of
 from moetrace.sinks import MemorySink
 from tests.matrix.modes import made
-from tests.matrix.training import EVERY, labelled, train, truth
+from tests.matrix.training import EVERY, labelled, norms_by_hand, train, truth
+
+PROBES = (moetrace.GradientProbe(), moetrace.WeightProbe())
+"""Every probe beside routing: no bit may differ with them either."""
 
 
 @dataclass(slots=True)
@@ -24,6 +28,8 @@ class Outcome:
         truth: The same from the oracle.
         differing: Names of the tensors that are not the same bit for bit.
         compared: How many tensors were compared.
+        norms: Norm of the gradients per training window, as recorded.
+        norms_by_hand: The same from the gradients themselves.
         frames: Compiled frames, untraced and traced.
         breaks: Graph breaks, untraced and traced.
         untraced_error, traced_error: First line of what a run raised, or empty.
@@ -33,6 +39,8 @@ class Outcome:
     truth: dict = field(default_factory=dict)
     differing: list = field(default_factory=list)
     compared: int = 0
+    norms: list = field(default_factory=list)
+    norms_by_hand: list = field(default_factory=list)
     frames: tuple = (0, 0)
     breaks: tuple = (0, 0)
     untraced_error: str = ""
@@ -43,7 +51,7 @@ def run(mode, works):
     """Run the cell: every kind of work one after the other on one instance, untraced and traced."""
     outcome = Outcome()
     untraced, frames, breaks, outcome.untraced_error = _run(mode, works, None)
-    traced, more_frames, more_breaks, outcome.traced_error = _run(mode, works, outcome.counted)
+    traced, more_frames, more_breaks, outcome.traced_error = _run(mode, works, outcome)
     outcome.frames, outcome.breaks = (frames, more_frames), (breaks, more_breaks)
     if not outcome.untraced_error and not outcome.traced_error:
         outcome.truth = {
@@ -57,14 +65,16 @@ def run(mode, works):
     return outcome
 
 
-def _run(mode, works, counted):
+def _run(mode, works, outcome):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     model, forward, counter = made(mode)
     start = copy.deepcopy(model.state_dict())
     sink = MemorySink()
     tracer = (
-        None if counted is None else moetrace.attach(model, every=EVERY, sinks=[sink], strict=True)
+        None
+        if outcome is None
+        else moetrace.attach(model, every=EVERY, sinks=[sink], probes=PROBES, strict=True)
     )
     left, ends, error = {}, [], ""
     try:
@@ -74,13 +84,16 @@ def _run(mode, works, counted):
             left |= {f"{work}: {name}": value for name, value in done.items()}
             if tracer:
                 ends.append(tracer.flush().seq)
+                outcome.norms_by_hand += norms_by_hand(done, steps=work.steps)
     except Exception as raised:
         error = f"{type(raised).__name__}: {raised}".strip().splitlines()[0]
     finally:
         if tracer:
             tracer.close()
     for work, first, last in zip(works, [-1, *ends], ends, strict=False):
-        counted[str(work)] = labelled(s for s in sink.snapshots if first < s.seq <= last)
+        outcome.counted[str(work)] = labelled(s for s in sink.snapshots if first < s.seq <= last)
+    if outcome is not None:
+        outcome.norms = [norm_of(s.gradients) for s in sink.snapshots if s.gradients]
     breaks = sum(torch._dynamo.utils.counters["graph_break"].values())
     return left, counter.frame_count, breaks, error
 

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import functools
 import itertools
+import math
 from dataclasses import dataclass
 
 import torch
@@ -66,6 +67,8 @@ def train(model, forward, work, *, new_tokens=0, first_batch=0, tracer=None, ora
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:
                 left[f"gradient {step} {name}"] = local(parameter.grad).clone()
+        if tracer:
+            tracer.on_gradients()
         optimizer.step()
         optimizer.zero_grad()
         if tracer:
@@ -80,6 +83,20 @@ def train(model, forward, work, *, new_tokens=0, first_batch=0, tracer=None, ora
         left[f"weight {name}"] = local(parameter.detach()).clone()
     left["random state"] = torch.get_rng_state()
     return left
+
+
+def norms_by_hand(left, *, steps):
+    """Norm of all gradients that `train` left, per window: the root mean square of its steps."""
+    squares = [
+        math.fsum(
+            tensor.double().square().sum().item()
+            for name, tensor in left.items()
+            if name.startswith(f"gradient {step} ")
+        )
+        for step in range(steps)
+    ]
+    windows = [squares[first : first + EVERY] for first in range(0, steps, EVERY)]
+    return [math.sqrt(math.fsum(window) / len(window)) for window in windows]
 
 
 def local(tensor):
