@@ -15,7 +15,15 @@ from moetrace.index_stats import (
     index_stats_of,
     with_shared,
 )
-from moetrace.metrics import mutual_information
+from moetrace.metrics import (
+    coverage,
+    hot_indices,
+    least_sure_count,
+    mutual_information,
+    rank_curve,
+    top_indices,
+    unevenness,
+)
 from moetrace.snapshot import Snapshot, merge
 from moetrace.store.lines import DamagedRecord
 from moetrace.store.tables import from_columns, to_columns
@@ -68,6 +76,23 @@ class TestReductions:
         parts = found["row_unevenness"] + found["column_unevenness"] + found["mutual_information"]
         assert parts == pytest.approx(found["unevenness"], abs=1e-12)
         assert found["mutual_information"] == pytest.approx(mutual_information(counts, columns=6))
+
+    @given(draws)
+    def test_a_record_is_what_the_functions_of_metrics_say(self, counts):
+        """The short way over the counts of counts gives what each function gives by itself."""
+        stats = table(counts, threshold=2.0)
+        hot = hot_indices(counts, threshold=2.0)
+        sure = least_sure_count(int(counts.sum()), num_experts=24, threshold=2.0)
+        ranks, found = rank_curve(counts)
+        assert stats.hot_experts == tuple(hot.tolist())
+        assert (stats.hot, stats.sure_hot) == (hot.size, int((counts[hot] >= sure).sum()))
+        assert stats.top_experts == tuple(top_indices(counts, most=MOST_LISTED).tolist())
+        assert (stats.ranks, stats.rank_draws) == (tuple(ranks.tolist()), tuple(found.tolist()))
+        assert (stats.draws, stats.busiest) == (counts.sum(), counts.max())
+        assert stats.square_sum == float((counts * counts).sum())
+        if stats.draws:
+            assert stats.unevenness == pytest.approx(unevenness(counts), abs=1e-12)
+            assert stats.coverage == coverage(counts)
 
     def test_lists_are_capped(self):
         """S2-08, S2-11: of a million experts a record lists 100 hot ones and the 100 busiest."""

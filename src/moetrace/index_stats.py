@@ -17,20 +17,21 @@ from numpy.typing import NDArray
 
 from moetrace.index_layout import INDEX_SCALARS, SCORE_BITS, SCORE_SQ_BITS
 from moetrace.metrics import (
+    counts_of_counts,
     coverage_floor,
     dead_sub_keys,
     dead_sub_keys_floor,
-    hot_indices,
     hot_indices_floor,
     hot_overlap_floor,
+    least_hot_count,
     least_sure_count,
     mutual_information_floor,
-    rank_curve,
+    rank_curve_of,
     rank_slope,
     sub_key_counts,
-    top_indices,
     unevenness,
     unevenness_floor,
+    unevenness_of,
     unevenness_score_floor,
 )
 
@@ -327,13 +328,16 @@ def index_stats_of(
     Cost: some 90 ms for a million experts with their scores (``benchmarks/index_probe.py``).
     """
     noted = dict.fromkeys(INDEX_SCALARS, 0) | dict(scalars or {})
-    draws = int(counts.sum())
-    ranks, rank_draws = rank_curve(counts)
+    # A million counts have some hundred different values: nearly all follows from how often each.
+    sizes, experts = counts_of_counts(counts)
+    values = sizes.astype(np.float64)
+    draws = int(sizes @ experts)
+    ranks, rank_draws = rank_curve_of(sizes, experts)
     rows, cols = sub_key_counts(counts, columns=columns) if columns else (counts[:0], counts[:0])
-    hot = hot_indices(counts, threshold=threshold)
+    least = least_hot_count(draws, num_experts=counts.size, threshold=threshold)
     sure = least_sure_count(draws, num_experts=counts.size, threshold=threshold)
-    top = top_indices(counts, most=MOST_LISTED)
-    floats = counts.astype(np.float64)
+    busy = _busiest(counts, sizes, experts)
+    top, hot = busy[:MOST_LISTED], busy[counts[busy] >= max(1, least)][:MOST_LISTED]
     return IndexStats(
         layer=layer,
         num_experts=counts.size,
@@ -346,19 +350,19 @@ def index_stats_of(
         nonfinite=noted["nonfinite"],
         draws=draws,
         highest=int(counts.size - 1 - np.argmax(counts[::-1] > 0)) if draws else -1,
-        used=int(np.count_nonzero(counts)),
-        busiest=int(counts.max()),
-        square_sum=float(floats @ floats),
-        unevenness=_number(unevenness(counts)),
+        used=int(experts[sizes > 0].sum()),
+        busiest=int(sizes[-1]),
+        square_sum=float((values * experts) @ values),
+        unevenness=_number(unevenness_of(values, experts, num_experts=counts.size)),
         score_total=None if score_sum is None else int(score_sum.sum()),
         score_sq_total=None if score_sum is None else noted["score_sq_sum"],
         unevenness_score=None if score_sum is None else _number(unevenness(score_sum)),
         row_draws=_listed(rows),
         column_draws=_listed(cols),
-        hot=hot.size,
-        sure_hot=int(np.count_nonzero(counts[hot] >= sure)),
-        hot_experts=_listed(hot[:MOST_LISTED]),
-        hot_draws=_listed(counts[hot[:MOST_LISTED]]),
+        hot=int(experts[sizes >= max(1, least)].sum()),
+        sure_hot=int(experts[sizes >= max(1, sure)].sum()),
+        hot_experts=_listed(hot),
+        hot_draws=_listed(counts[hot]),
         top_experts=_listed(top),
         top_draws=_listed(counts[top]),
         ranks=_listed(ranks),
@@ -367,6 +371,16 @@ def index_stats_of(
         tokens_per_expert=counts,
         score_sum=score_sum,
     )
+
+
+def _busiest(
+    counts: NDArray[np.int64], sizes: NDArray[np.int64], experts: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The 100 busiest experts that were drawn at all, the busiest first; ties by their id."""
+    reached = np.cumsum(experts[::-1])
+    enough = min(int(np.searchsorted(reached, MOST_LISTED)), sizes.size - 1)
+    busy = np.flatnonzero(counts >= max(1, int(sizes[::-1][enough])))
+    return busy[np.argsort(-counts[busy], kind="stable")][:MOST_LISTED]
 
 
 def with_shared(records: Sequence[IndexStats]) -> list[IndexStats]:

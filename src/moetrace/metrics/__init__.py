@@ -52,15 +52,19 @@ from moetrace.metrics.index_floor import (
     uniform_rank_curve,
 )
 from moetrace.metrics.index_usage import (
+    counts_of_counts,
     coverage,
     hot_indices,
     hot_overlap,
+    least_hot_count,
     persistent_experts,
     rank_curve,
+    rank_curve_of,
     rank_slope,
     top_indices,
     top_share,
     unevenness,
+    unevenness_of,
 )
 from moetrace.metrics.layers import LayerSpread, spread
 from moetrace.metrics.noise_floor import (
@@ -105,6 +109,7 @@ __all__ = [
     "chance_of_dead",
     "chance_of_maximum",
     "confidence",
+    "counts_of_counts",
     "coverage",
     "coverage_floor",
     "dead_experts",
@@ -119,6 +124,7 @@ __all__ = [
     "hot_overlap_floor",
     "layer_detail",
     "layer_summary",
+    "least_hot_count",
     "least_sure_count",
     "load_balancing_loss",
     "load_change",
@@ -140,6 +146,7 @@ __all__ = [
     "persistent_experts",
     "poisson_tail",
     "rank_curve",
+    "rank_curve_of",
     "rank_imbalance",
     "rank_load",
     "rank_slope",
@@ -152,6 +159,7 @@ __all__ = [
     "top_share",
     "unevenness",
     "unevenness_floor",
+    "unevenness_of",
     "unevenness_score_floor",
     "uniform_rank_curve",
     "utilisation",

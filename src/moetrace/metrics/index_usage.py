@@ -13,15 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "counts_of_counts",
     "coverage",
     "hot_indices",
     "hot_overlap",
+    "least_hot_count",
     "persistent_experts",
     "rank_curve",
+    "rank_curve_of",
     "rank_slope",
     "top_indices",
     "top_share",
     "unevenness",
+    "unevenness_of",
 ]
 
 Counts = NDArray[np.integer[Any]]
@@ -66,14 +70,19 @@ def unevenness(weights: Weights) -> float:
     found = _checked(weights)
     # A million counts have some hundred different values: logarithms of those alone.
     values, times = counts_of_counts(found) if _few(found) else (found, None)
-    values = values.astype(np.float64)
+    return unevenness_of(values.astype(np.float64), times, num_experts=found.size)
+
+
+def unevenness_of(
+    values: NDArray[np.float64], times: NDArray[Any] | None, *, num_experts: int
+) -> float:
+    """`unevenness` of weights of which each value is there so many times; None for once each."""
     share = values if times is None else values * times
     total = float(share.sum())
     if not total:
         return math.nan
     logs = np.log(values, out=np.zeros_like(values), where=values > 0)
-    mean_log = float(share @ logs) / total
-    return max(0.0, math.log(np.size(weights)) + mean_log - math.log(total))
+    return max(0.0, math.log(num_experts) + float(share @ logs) / total - math.log(total))
 
 
 def hot_indices(counts: Counts, *, threshold: float) -> NDArray[np.int64]:
@@ -97,10 +106,9 @@ def hot_indices(counts: Counts, *, threshold: float) -> NDArray[np.int64]:
     []
     """
     found = _checked(counts)
-    limit = threshold * float(found.sum())
-    least = math.floor(limit / found.size)
-    least += least * found.size <= limit
-    hot = np.flatnonzero(found >= least) if limit else np.zeros(0, np.int64)
+    draws = int(found.sum())
+    least = least_hot_count(draws, num_experts=found.size, threshold=threshold)
+    hot = np.flatnonzero(found >= least) if draws else np.zeros(0, np.int64)
     return hot[np.argsort(-found[hot], kind="stable")]
 
 
@@ -157,12 +165,7 @@ def rank_curve(counts: Counts, *, points: int = 200) -> tuple[NDArray[np.int64],
     >>> ranks.tolist(), found.tolist()
     ([1, 2, 3, 4], [7, 2, 1, 0])
     """
-    found = _checked(counts)
-    ranks = np.unique(np.rint(np.geomspace(1, found.size, points)).astype(np.int64))
-    sizes, experts = counts_of_counts(found)
-    # How many experts have at least this count: sorted without sorting a million of them.
-    reached = np.cumsum(experts[::-1])
-    return ranks, sizes[::-1][np.searchsorted(reached, ranks)]
+    return rank_curve_of(*counts_of_counts(_checked(counts)), points=points)
 
 
 def rank_slope(ranks: NDArray[Any], counts: NDArray[Any]) -> float:
@@ -231,6 +234,28 @@ def persistent_experts(
         return np.zeros(0, np.int64)
     ids, times = np.unique(np.concatenate(hot[len(hot) - windows :]), return_counts=True)
     return ids[times >= share * windows - 1e-9].astype(np.int64)
+
+
+def rank_curve_of(
+    sizes: NDArray[np.int64], experts: NDArray[np.int64], *, points: int = 200
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """`rank_curve` of counts of which `counts_of_counts` is known."""
+    last = int(experts.sum())
+    ranks = np.unique(np.rint(np.geomspace(1, last, points)).astype(np.int64))
+    # How many experts have at least this count: sorted without sorting a million of them.
+    reached = np.cumsum(experts[::-1])
+    return ranks, sizes[::-1][np.searchsorted(reached, ranks)]
+
+
+def least_hot_count(draws: int, *, num_experts: int, threshold: float) -> int:
+    """The least count above ``threshold`` times the mean; that of `hot_indices`.
+
+    >>> least_hot_count(8, num_experts=8, threshold=5.0)
+    6
+    """
+    limit = threshold * float(draws)
+    least = math.floor(limit / num_experts)
+    return least + (least * num_experts <= limit)
 
 
 def counts_of_counts(counts: Counts) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
