@@ -1,0 +1,1 @@
+"""Logs of gradient norms and pictures of them."""
