@@ -2,15 +2,17 @@
 
 import json
 import logging
+import time
 
 import pytest
 import torch
 from torch import nn
 
 import moetrace
+from moetrace import recording
 from moetrace.cli import main
 from moetrace.index_verdict import index_verdicts
-from moetrace.probes import IndexProbe
+from moetrace.probes import IndexProbe, IndexWindow
 from tests.product_keys import Lookups, ProductKeyLayer, ProductKeyModel
 
 
@@ -82,6 +84,26 @@ class TestTracer:
             {"layer": "layers.0", "num_experts": 4225, "columns": 65},
             {"layer": "layers.1", "num_experts": 4225, "columns": 65},
         ]
+
+
+class TestClose:
+    def test_waits_for_the_reductions_of_its_tables(self, tmp_path, monkeypatch):
+        """Closing has longer where tables have many experts: their last window is not lost."""
+        reduced = IndexWindow.stats
+
+        def slow(window, bits):
+            time.sleep(0.5)
+            return reduced(window, bits)
+
+        monkeypatch.setattr(IndexWindow, "stats", slow)
+        monkeypatch.setattr(recording, "CLOSE_TIMEOUT", 0.01)
+        monkeypatch.setattr(recording, "EXPERTS_PER_SECOND", 4225 / 60)
+        torch.manual_seed(0)
+        model = ProductKeyModel([ProductKeyLayer(side=65)])
+        with moetrace.attach(model, tmp_path / "run", every=1) as tracer:
+            trained(tracer, model, steps=2)
+        found = moetrace.open_run(tmp_path / "run")
+        assert (found.finished, found.steps()[-1].tolist()[1]) == (True, 2)
 
 
 class TestSelectiveCheckpoint:

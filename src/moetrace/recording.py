@@ -28,6 +28,9 @@ __all__ = ["Recording", "device_of"]
 CLOSE_TIMEOUT = 5.0
 """Seconds that closing may take, whatever a disk or a sink does."""
 
+EXPERTS_PER_SECOND = 1_000_000
+"""Experts in tables for which closing may take a second longer."""
+
 
 class Recording:
     """Commits pending forwards at step ends, closes windows, hands them to the writer.
@@ -211,7 +214,7 @@ class Recording:
             for phase in self._open_phases():
                 self._close_window(phase)
             self._state.paused = True
-            deadline = time.monotonic() + CLOSE_TIMEOUT
+            deadline = time.monotonic() + CLOSE_TIMEOUT + self._patience()
             self._outbox.hand_over(deadline)
         self.writer.close(deadline)
 
@@ -234,6 +237,11 @@ class Recording:
         """
         with self._lock:
             return [sums.cpu().numpy() for sums in self._accumulators.open()]
+
+    def _patience(self) -> float:
+        """Seconds more that closing may take: the reductions of a million experts are work."""
+        meters = (meter for meter in self._meters if isinstance(meter, IndexMeter))
+        return sum(meter.experts for meter in meters) / EXPERTS_PER_SECOND
 
     @property
     def tables(self) -> tuple[str, ...]:

@@ -186,6 +186,8 @@ class Tracer:
     def close(self) -> None:
         """Commit and write everything, take the hooks off, end the threads; at most 5 s.
 
+        Where tables of experts are counted a second more for each million of their experts.
+
         Safe to call twice. The model is as it was before `attach`.
 
         Raises:

@@ -183,6 +183,11 @@ class IndexMeter:
         return 16 * sum(item.layout.width for item in self._followed)
 
     @property
+    def experts(self) -> int:
+        """Experts in all tables."""
+        return sum(item.shape.num_experts for item in self._followed)
+
+    @property
     def layers(self) -> tuple[str, ...]:
         """Names of the layers."""
         return tuple(item.shape.layer for item in self._followed)
