@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = Path(options.work_dir)
     folder.mkdir(parents=True, exist_ok=True)
     text = folder / "text.txt"
-    unseen = source_text(8_000_000)[4_000_000:]  # the model is taught on what is before
+    unseen = source_text(5_000_000)[4_000_000:]  # the model is taught on what is before
     text.write_text(unseen, encoding="utf-8")
     model, trained = str(folder / "model"), str(folder / "routers")
     data = ["--dataset", str(text), "--seq_len", "128", "--batch_size", "8"]

@@ -198,7 +198,7 @@ class LayerwiseQuantizeForCausalLM(nn.Module):
             layer.router.train(mode)
         return self
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The routers alone."""
         whole = super().state_dict(*args, **kwargs)
         return {name: value for name, value in whole.items() if ".router." in name}

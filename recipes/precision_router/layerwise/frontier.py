@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 __all__ = ["Point", "draw_frontier"]
 
-_STYLES = {
+_STYLES: dict[str, dict[str, Any]] = {
     "fixed": {"color": "#5b6770", "marker": "o", "linestyle": "-", "markersize": 6},
     "router": {"color": "#c2410c", "marker": "*", "linestyle": "none", "markersize": 15},
     "static": {"color": "#1d6fb8", "marker": "D", "linestyle": "none", "markersize": 7},

@@ -91,7 +91,7 @@ class PrecisionLayer(nn.Module):
         if plan.way == "mixed":
             weights_BP = _mixture(logits_BP.softmax(-1), ids_B1, offered_P, plan)
             plan.bits.append(weights_BP @ offered_P.to(weights_BP.dtype))
-            return self._mixed(weights_BP, hidden_BSD, args, kwargs)
+            return self._mixed(plan, weights_BP, hidden_BSD, args, kwargs)
         chosen_B = offered_P[ids_B1.squeeze(1)]
         if plan.batch_policy == "max":
             chosen_B = chosen_B.max().expand_as(chosen_B)
@@ -99,22 +99,26 @@ class PrecisionLayer(nn.Module):
         return self._grouped(chosen_B, hidden_BSD, args, kwargs)
 
     def _mixed(
-        self, weights_BP: Tensor, hidden_BSD: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        plan: Plan,
+        weights_BP: Tensor,
+        hidden_BSD: Tensor,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         """The outputs of all precisions, weighted; they sum to 1, so the residual stays whole."""
         total: Tensor | None = None
         output: Any = None
         for position, bits in enumerate(self.router.precisions):
-            weight_B11 = weights_BP[:, position].view(-1, 1, 1).to(hidden_BSD.dtype)
-            plan = self.plan
-            assert plan is not None
+            weight_B11 = weights_BP[:, position].view(-1, 1, 1)
             if plan.neighbours is not None and not bool((weight_B11 != 0).any()):
                 continue
             output = self._run(bits, hidden_BSD, args, kwargs)
-            part = _hidden(output) * weight_B11
+            # In float32: rounded to bfloat16, weights that sum to 1 no longer do.
+            part = _hidden(output).float() * weight_B11
             total = part if total is None else total + part
         assert total is not None
-        return _like(output, total)
+        return _like(output, total.to(hidden_BSD.dtype))
 
     def _grouped(
         self, chosen_B: Tensor, hidden_BSD: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -51,7 +51,7 @@ def validation_examples(options: argparse.Namespace) -> int:
     100
     """
     if options.val_examples is None:
-        return max(1, options.num_examples // 10)
+        return max(1, int(options.num_examples) // 10)
     return int(options.val_examples)
 
 

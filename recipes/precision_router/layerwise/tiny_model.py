@@ -32,7 +32,8 @@ def tiny_llama(*, width: int = 96, layers: int = 4, length: int = 512) -> nn.Mod
         eos_token_id=None,
         pad_token_id=None,
     )
-    return transformers.LlamaForCausalLM(config).eval()
+    model: nn.Module = transformers.LlamaForCausalLM(config)
+    return model.eval()
 
 
 def source_text(limit: int = 4_000_000) -> str:

@@ -68,6 +68,11 @@ def train_router(options: argparse.Namespace) -> Path:
     """
     offered = offered_precisions(options.model_path)
     precisions = checked_precisions(options.precisions, offered)
+    if len(precisions) < 2:
+        raise RecipeError(
+            f"found --precisions {precisions[0]} alone, which leaves nothing to choose; "
+            f"give two or more of {offered}"
+        )
     pool = Pool.parse(options.pool)
     pool.refuse_short(options.seq_len)
     objective = objective_of(options, precisions)

@@ -83,3 +83,15 @@ class TestPrecisionRouter:
         assert second.tokens_per_expert.tolist() == [0, 0, 0, 0, 0, 3]
         assert snapshot.phase == "train"
         assert first.metrics()["routing_entropy"] == 0
+
+    def test_choices_are_of_sequences_where_the_mask_is_of_tokens(self, model_folder):
+        """S4-22: in a padded batch a mask with one entry per sequence says that all count."""
+        model, ids = made.loaded(model_folder).eval(), made.tokens(3)
+        mask = torch.ones_like(ids)
+        mask[0, 8:] = 0
+        with moetrace.attach(model, alerts=None) as tracer:
+            with tracer.tokens(mask=torch.ones(3)):
+                model.infer_forward(ids, mask)
+            snapshot = tracer.flush()
+        assert snapshot["base.model.layers.0"].tokens == 3
+        assert snapshot.health == {}

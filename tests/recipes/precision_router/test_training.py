@@ -226,7 +226,7 @@ class TestRouting:
         self, model_folder, text, tmp_path, caplog
     ):
         """S4-22: the default weights, trained fast, end at 3 bits, as predicted, with a warning."""
-        words = "--learning_rate 0.05 --num_examples 32 --num_epochs 4".split()
+        words = ["--learning_rate", "0.05", "--num_examples", "32", "--num_epochs", "4"]
         options = made.options(model_folder, tmp_path, text, *words)
         path = train_router(options)
         warnings = [item.getMessage() for item in caplog.records if item.levelname == "WARNING"]
