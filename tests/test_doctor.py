@@ -100,7 +100,7 @@ class TestRealModels:
         amount = sum(sum(site.decided[8:]) for site in diagnosis.sites)
         assert amount > 0
         assert finding.found == (
-            f"{amount} of 144 assignments went to experts without weights (8, 9)"
+            f"{amount} of 144 assignments went to identity experts without weights (8, 9)"
         )
         assert diagnosis.ok
 
@@ -108,7 +108,7 @@ class TestRealModels:
         """Zaya's class 8 comes to the experts as id 0 with a weight of 0, and is not expert 0."""
         diagnosis = examined(*built("zaya"))
         finding = found(diagnosis, "experts-without-weights")
-        assert finding.found.endswith("assignments went to experts without weights (8)")
+        assert finding.found.endswith("went to identity experts without weights (8)")
         for site in diagnosis.sites:
             assert (len(site.decided), site.received) == (9, site.decided[:8])
         assert kinds(diagnosis) == {"experts-without-weights"}

@@ -214,10 +214,11 @@ class TestScores:
         """A second softmax shows in the sums alone, and in the values of a trial."""
         counted, trial = self.examined(lambda logits: logits.softmax(-1))
         assert line(counted, "logits-are-probabilities") == (
-            "error logits-are-probabilities: blocks.0: what is read as logits adds up to 1 per "
-            "token: entropies are of a second softmax -> counts are right; read them with a reader "
-            "whose router says scoring = 'probabilities'"
+            "note logits-are-probabilities: blocks.0: what is read as logits may be probabilities, "
+            "and entropies of a second softmax -> ask tracer.doctor(inputs), or again after 3 "
+            "windows"
         )
+        assert line(trial, "logits-are-probabilities").startswith("error ")
         assert not trial.ok
 
     def test_logits_read_as_probabilities(self) -> None:

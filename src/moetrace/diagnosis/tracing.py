@@ -78,9 +78,10 @@ def diagnose(
     trial: list[Finding] = []
     if inputs is not None and model is not None and not recording.closed:
         witnesses, trial = _trial(recording, attached, model, inputs, training)
+    stated = {item.site.name: item.site.top_k for item in attached.traced}
     findings = [
         *_of_the_process(recording, model),
-        *check_windows(windows, {item.site.name: item.site.top_k for item in attached.traced}),
+        *_less_asked(check_windows(windows, stated), asked=bool(witnesses)),
         *(check_structure(model, attached.traced) if model is not None else ()),
         *check_tables(newest.values()),
         *trial,
@@ -98,6 +99,12 @@ def diagnose(
         (*(_state(item, stats, by_name.get(item.site.name)) for item in attached.traced), *tables),
         worst_first(_once(findings)),
     )
+
+
+def _less_asked(findings: list[Finding], *, asked: bool) -> list[Finding]:
+    """Without the guess that a trial has answered."""
+    guess = ("logits-are-probabilities", "note")
+    return [item for item in findings if not (asked and (item.kind, item.severity) == guess)]
 
 
 def _open_window(recording: Recording, attached: Attached) -> Snapshot | None:

@@ -4,26 +4,23 @@ The same for a training that goes on and for a run on disk. Letters: T tokens, E
 per token.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from moetrace.diagnosis.double_softmax import (
+    adds_up_to_one,
+    double_softmax,
+    looks_like_probabilities,
+)
 from moetrace.diagnosis.finding import Finding
-from moetrace.layout import decode
 from moetrace.printable import span_text
 from moetrace.routing_stats import RoutingStats
 from moetrace.snapshot import Snapshot
 
-__all__ = ["MANY_DROPPED", "check_windows", "looks_like_probabilities"]
+__all__ = ["MANY_DROPPED", "check_windows"]
 
 MANY_DROPPED = 0.1
 """Share of dropped assignments from which they are a warning; below, a capacity limit at work."""
-
-FEWEST_TOKENS = 16
-"""Tokens from which means say what kind of numbers they are means of."""
-
-ROUNDING = 5e-5
-"""By how much fixed point and float32 may move a mean log-sum-exp, or its variance."""
 
 
 def check_windows(windows: Iterable[Snapshot], stated_top_k: Mapping[str, int]) -> list[Finding]:
@@ -35,39 +32,25 @@ def check_windows(windows: Iterable[Snapshot], stated_top_k: Mapping[str, int]) 
     """
     tallies = {check.kind: _Tally() for check in _CHECKS}
     looked_at = 0
+    doubles: dict[str, list[bool]] = {}
     for window in windows:
         if window.phase == "aborted":
             continue
         looked_at += 1
         for stats in window:
+            looks = adds_up_to_one(stats)
+            if looks is not None and stats.scoring not in ("none", "probabilities"):
+                doubles.setdefault(stats.layer, []).append(looks)
             for check in _CHECKS:
                 amount, of = check.measure(stats, stated_top_k.get(stats.layer, 0))
                 if amount:
                     tallies[check.kind].add(window, stats.layer, amount, of)
-    return [
+    found = [
         check.finding(tally, looked_at)
         for check in _CHECKS
         if (tally := tallies[check.kind]).amount
     ]
-
-
-def looks_like_probabilities(stats: RoutingStats) -> bool | None:
-    """Whether what the router shows as logits adds up to 1 per token; None where nothing tells.
-
-    The log-sum-exp of E probabilities lies between ``ln E + 1/E`` (all equal) and ``ln(E - 1 + e)``
-    (all on one), as it is convex and symmetric; its variance is at most a quarter of the square of
-    that range (Popoviciu). For E = 8 that is a mean in [2.204, 2.273] and a variance below 0.0012:
-    logits of a spread s have a variance of about s * s / E.
-    """
-    T, E = stats.scored_tokens, stats.num_experts
-    if T < FEWEST_TOKENS or E < 2:
-        return None
-    mean = decode("lse_sum", stats.lse_sum) / T
-    variance = decode("lse_sq_sum", stats.lse_sq_sum) / T - mean * mean
-    low, high = math.log(E) + 1 / E, math.log(E - 1 + math.e)
-    if not low - ROUNDING <= mean <= high + ROUNDING:
-        return False
-    return variance <= (high - low) ** 2 / 4 + ROUNDING
+    return [*found, *double_softmax(doubles)]
 
 
 @dataclass(slots=True)
@@ -144,11 +127,6 @@ def _scores(stats: RoutingStats, stated: int) -> tuple[int, int]:
     return (int(wrong), 1) if stats.scoring != "none" else (0, 0)
 
 
-def _double(stats: RoutingStats, stated: int) -> tuple[int, int]:
-    shown_as_logits = stats.scoring not in ("none", "probabilities")
-    return int(shown_as_logits and looks_like_probabilities(stats) is True), 1
-
-
 def _no_probabilities(stats: RoutingStats, stated: int) -> tuple[int, int]:
     said = stats.scoring == "probabilities"
     return int(said and looks_like_probabilities(stats) is False), 1
@@ -197,13 +175,6 @@ _CHECKS = (
         _scores,
         "the summed probabilities are not one per token",
         "entropies of these windows are withheld; the reader gets something else than logits",
-    ),
-    _Check(
-        "logits-are-probabilities",
-        "error",
-        _double,
-        "what is read as logits adds up to 1 per token: entropies are of a second softmax",
-        "counts are right; read them with a reader whose router says scoring = 'probabilities'",
     ),
     _Check(
         "not-probabilities",
