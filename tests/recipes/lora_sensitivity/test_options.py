@@ -106,6 +106,13 @@ class TestOptions:
         assert main([option, value]) == 1
         assert capsys.readouterr().err.startswith(f"error: found {option} {value}")
 
+    @pytest.mark.parametrize("value", ["wikisql", "multi_nli"])
+    def test_another_data_set_is_refused(self, value, capsys):
+        """S3-63: there are two data sets; a name that is neither lists them."""
+        with pytest.raises(SystemExit):
+            parser().parse_args(["--dataset", value])
+        assert "e2e_nlg" in capsys.readouterr().err
+
     def test_a_name_stays_in_its_folder(self):
         """A name that leads out of the folder of results is refused."""
         with pytest.raises(ExperimentError, match="one folder below"):

@@ -1,11 +1,13 @@
 """README.md of the LoRA recipe: every command and every Python example runs, cut short."""
 
+import ast
 import csv
 import importlib
 import json
 import os
 import re
 import shlex
+import sys
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -141,6 +143,23 @@ class TestCommands:
         first = next(line for block in blocks("bash") for line in block.splitlines())
         assert first.startswith("python run_experiment.py --model tiny-random ")
         assert "--num_samples 100 --max_steps 50" in first  # S3-58
+
+    def test_the_install_lines_hold_every_package_that_is_imported(self):
+        """S3-24: nothing is needed that the page does not say; seaborn and evaluate are not."""
+        imported: set[str] = set()
+        for file in RECIPE.rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Import):
+                    imported |= {item.name.partition(".")[0] for item in node.names}
+                elif isinstance(node, ast.ImportFrom):
+                    imported.add(node.module.partition(".")[0])
+        said = re.findall(r"^pip install ([^#\n]*)", TEXT, re.MULTILINE)
+        packages = set(re.findall(r"[\w-]+", " ".join(said)))
+        ours = {"configs", "src", "moetrace_adapters"}
+        comes_along = {"huggingface_hub", "tokenizers", "mpl_toolkits"}  # with one of them
+        third = imported - set(sys.stdlib_module_names) - ours - comes_along
+        assert third <= packages
+        assert not packages & {"seaborn", "evaluate", "pandas"}
 
     def test_every_option_is_documented(self):
         """S3-01 to S3-23: the table of options has each of them, with its default."""

@@ -201,9 +201,10 @@ class TestModel:
         _, folder, _ = done
         from safetensors.torch import load_file
 
-        names = set(load_file(folder / "final_model" / "adapter_model.safetensors"))
-        assert any("lora_embedding_A" in name for name in names)
-        assert all("lora_" in name for name in names)
+        for place in ("final_model", "checkpoints/checkpoint-6"):
+            names = set(load_file(folder / place / "adapter_model.safetensors"))
+            assert any("lora_embedding_A" in name for name in names)
+            assert all("lora_" in name for name in names)
 
 
 class TestSummary:
@@ -273,11 +274,17 @@ class TestOtherWays:
         _, folder, _ = done
         name = f"{STEM}.group_norms.csv"
         other = short_config(tmp_path, training__seed=43, evaluation__enabled=False)
+        other.training.max_steps = 8  # more than those that come after it
         run_single_experiment(other, quiet=True)
         found = (other.results_dir / name).read_bytes()
         assert found != (folder / name).read_bytes()
+        (other.results_dir / "evaluation_results.json").write_text("{}")
+        (other.results_dir / "notes.txt").write_text("mine")
         run_single_experiment(short_config(tmp_path, evaluation__enabled=False), quiet=True)
         assert (other.results_dir / name).read_bytes() == (folder / name).read_bytes()
+        assert not (other.results_dir / "evaluation_results.json").exists()
+        assert not (other.results_dir / "checkpoints" / "checkpoint-8").exists()
+        assert (other.results_dir / "notes.txt").read_text() == "mine"
 
     def test_an_interrupted_one_goes_on_to_the_same_end(self, done, tmp_path, monkeypatch):
         """With ``resume`` norms, losses and adapter are those of a training that never stopped."""
@@ -298,7 +305,16 @@ class TestOtherWays:
             with pytest.raises(Stop):
                 run_single_experiment(broken, quiet=True)
         assert not (broken.results_dir / "results_summary.json").exists()
-        resumed = run_single_experiment(broken, resume=True, quiet=True)["summary"]
+        done_again = []
+
+        def counted(trainer, *arguments, **named):
+            done_again.append(trainer.state.global_step)
+            return step(trainer, *arguments, **named)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(training.Trainer, "training_step", counted)
+            resumed = run_single_experiment(broken, resume=True, quiet=True)["summary"]
+        assert done_again == [4, 4, 5]  # five batches an epoch: its third step has one
         assert resumed["losses"] == summary_of(whole)["losses"]
         for name in (f"{STEM}.group_norms.csv", "final_model/adapter_model.safetensors"):
             assert (broken.results_dir / name).read_bytes() == (whole / name).read_bytes()
@@ -353,6 +369,21 @@ class TestMistakes:
         monkeypatch.setattr(training, "load_model", lambda *_, **__: torch.nn.Linear(2, 2))
         with pytest.raises(ExperimentError, match="has no module q_proj"):
             run_single_experiment(short_config(tmp_path), quiet=True)
+
+    def test_shared_weights_are_said(self, tmp_path, monkeypatch):
+        """S3-04: with tied embeddings ``all`` trains, and the summary says what that means."""
+        monkeypatch.setattr(experiment, "_draw", lambda *_, **__: None)
+        config = short_config(tmp_path, training__max_steps=1, evaluation__enabled=False)
+
+        def tied(*_, **__):
+            model = tiny_model()
+            model.config.tie_word_embeddings = True
+            model.tie_weights()
+            return model
+
+        monkeypatch.setattr(training, "load_model", tied)
+        (note,) = run_single_experiment(config, quiet=True)["summary"]["notes"]
+        assert note.startswith("embed_tokens and lm_head share their weight")
 
     def test_fp16_without_a_gpu(self, tmp_path, monkeypatch):
         """S3-62: a precision that this machine has not is refused; auto takes one that it has."""
