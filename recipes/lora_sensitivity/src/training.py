@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +106,8 @@ def train(
     """
     training = config.training
     precision = precision_of(config)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ExperimentError("found several processes; start one, without torchrun")
     with _memory_told(config):
         tokenizer = load_tokenizer(config.model.model_id)
         base = load_model(config.model.model_id, dtype=_DTYPES[precision])

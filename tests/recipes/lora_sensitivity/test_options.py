@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+import run_experiment
 from configs.config import (
     PRESETS,
     TARGET_MODULES,
@@ -183,6 +184,16 @@ class TestNames:
 
 
 class TestStart:
+    def test_an_interrupted_one_says_how_to_go_on(self, monkeypatch, capsys):
+        """Ctrl-C ends in one line that names --resume."""
+
+        def interrupt(*_, **__):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(run_experiment, "run_single_experiment", interrupt)
+        assert main(["--quiet"]) == 130
+        assert "--resume" in capsys.readouterr().err
+
     def test_it_starts_from_any_folder_and_lists_every_option(self, tmp_path):
         """S3-60: the program finds its parts wherever it is started, and needs no torch to help."""
         done = subprocess.run(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 
 import moetrace
 from configs.config import ExperimentConfig
@@ -199,8 +200,6 @@ class TestModel:
     def test_the_checkpoint_holds_the_adapter_alone(self, done):
         """S3-04: of ``all`` the adapters of the embedding are saved, and not the embedding."""
         _, folder, _ = done
-        from safetensors.torch import load_file
-
         for place in ("final_model", "checkpoints/checkpoint-6"):
             names = set(load_file(folder / place / "adapter_model.safetensors"))
             assert any("lora_embedding_A" in name for name in names)
@@ -384,6 +383,23 @@ class TestMistakes:
         monkeypatch.setattr(training, "load_model", tied)
         (note,) = run_single_experiment(config, quiet=True)["summary"]["notes"]
         assert note.startswith("embed_tokens and lm_head share their weight")
+
+    def test_several_processes_are_refused(self, tmp_path, monkeypatch):
+        """Under torchrun several processes would write one folder: it is said before anything."""
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(ExperimentError, match="without torchrun"):
+            run_single_experiment(short_config(tmp_path), quiet=True)
+
+    def test_bf16_trains_without_a_gpu(self, tmp_path, monkeypatch):
+        """S3-62: the base is kept in bfloat16, the adapter and its gradients in float32."""
+        monkeypatch.setattr(experiment, "_draw", lambda *_, **__: None)
+        config = short_config(tmp_path, training__precision="bf16", evaluation__enabled=False)
+        config.training.max_steps = 1
+        summary = run_single_experiment(config, quiet=True)["summary"]
+        assert summary["precision"] == "bf16"
+        assert summary["gradients"]["total"]["max"] > 0
+        saved = load_file(config.results_dir / "final_model" / "adapter_model.safetensors")
+        assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
 
     def test_fp16_without_a_gpu(self, tmp_path, monkeypatch):
         """S3-62: a precision that this machine has not is refused; auto takes one that it has."""

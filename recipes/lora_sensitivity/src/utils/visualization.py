@@ -178,7 +178,7 @@ def plot_layer_comparison(
         below = below + squares
     stacked.set_ylabel("mean squared norm")
     beside.set_ylabel("root mean square norm")
-    every = max(1, -(-len(log.blocks) // 24))
+    every = max(1, -(-len(log.blocks) // 12))
     beside.set_xticks(places[::every], [f"L{number}" for number in log.blocks[::every]])
     stacked.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return saved(figure, save_path)
