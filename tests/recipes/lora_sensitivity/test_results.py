@@ -393,10 +393,10 @@ class TestMistakes:
     def test_bf16_trains_without_a_gpu(self, tmp_path, monkeypatch):
         """S3-62: the base is kept in bfloat16, the adapter and its gradients in float32."""
         monkeypatch.setattr(experiment, "_draw", lambda *_, **__: None)
-        config = short_config(tmp_path, training__precision="bf16", evaluation__enabled=False)
-        config.training.max_steps = 1
+        config = short_config(tmp_path, training__precision="bf16", training__max_steps=1)
         summary = run_single_experiment(config, quiet=True)["summary"]
         assert summary["precision"] == "bf16"
+        assert summary["evaluation"]["status"] == "complete"
         assert summary["gradients"]["total"]["max"] > 0
         saved = load_file(config.results_dir / "final_model" / "adapter_model.safetensors")
         assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
