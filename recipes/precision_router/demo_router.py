@@ -27,8 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = Path(options.work_dir)
     folder.mkdir(parents=True, exist_ok=True)
     text = folder / "text.txt"
-    unseen = source_text(5_000_000)[4_000_000:]  # the model is taught on what is before
-    text.write_text(unseen, encoding="utf-8")
+    text.write_text(source_text(unseen=True), encoding="utf-8")
     model, trained = str(folder / "model"), str(folder / "routers")
     data = ["--dataset", str(text), "--seq_len", "128", "--batch_size", "8"]
     best = f"{trained}/best_router_checkpoint.pt"
@@ -40,15 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reading = ["--num_examples", str(options.test_examples), "--swaps", str(options.swaps)]
     reading += ["--router", best, "--save_dir", str(folder / "readout")]
     steps = [
-        (
-            quantize.main,
-            [
-                "tiny-random",
-                model,
-                *["--group", "32", "--precisions", "2", "3", "4", "8"],
-                *teaching,
-            ],
-        ),
+        (quantize.main, ["tiny-random", model, *teaching]),
         (train_layerwise_router.main, [model, *data, "--pool", "prefix:32", *training]),
         (evaluate_router_vs_quantized.main, [model, *data, *reading]),
     ]

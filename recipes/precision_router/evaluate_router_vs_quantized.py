@@ -40,7 +40,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     most = len(model.precisions) + 1 + len(model.layers) * (len(model.precisions) - 1)
     windows = MemorySink()
     with (
-        tqdm(total=most + 2 + options.swaps, desc="Measuring") as progress,
+        tqdm(total=most + 2 * options.swaps, desc="Measuring") as progress,
         moetrace.attach(model, sinks=[windows], alerts=ALERTS) as tracer,
     ):
         readout = read_out(

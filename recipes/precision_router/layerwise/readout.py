@@ -1,6 +1,6 @@
 """The table: routers beside every fixed precision and the best fixed bits per layer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -49,8 +49,9 @@ class Readout:
     """All rows, and what follows from them.
 
     Attributes:
-        rows: Fixed precisions ascending, routers, static bits.
-        static_bits: Bits of each layer in the static row.
+        rows: Fixed precisions ascending, routers, static bits; and static bits of the next higher
+            average where those have fewer bits than the routers.
+        static_bits: Bits of each layer in the first static row.
     """
 
     rows: tuple[Row, ...]
@@ -60,17 +61,22 @@ class Readout:
         """The first row of a kind."""
         return next(row for row in self.rows if row.kind == kind)
 
-    @property
-    def interpolated(self) -> float:
-        """Cross-entropy between the fixed precisions around the routers' average, on a line."""
-        fixed = [row.score for row in self.rows if row.kind == "fixed"]
+    def beside(self, kind: str) -> float:
+        """Cross-entropy of a kind at the routers' average bits, on the line between its rows.
+
+        Rows of one kind have only so many averages: with 4 layers static bits come in quarters.
+        """
+        scores = sorted(
+            (row.score for row in self.rows if row.kind == kind),
+            key=lambda score: score.avg_precision,
+        )
         bits = self.row("router").score.avg_precision
-        for low, high in pairwise(fixed):
+        for low, high in pairwise(scores):
             if low.avg_precision <= bits <= high.avg_precision:
                 gap = high.avg_precision - low.avg_precision
                 share = (bits - low.avg_precision) / gap
                 return low.cross_entropy + share * (high.cross_entropy - low.cross_entropy)
-        return fixed[0].cross_entropy
+        return scores[0].cross_entropy
 
     def table(self) -> str:
         """The rows as text."""
@@ -86,12 +92,12 @@ class Readout:
 
     def verdict(self) -> str:
         """Whether the routers are better than what needs none, in one sentence."""
-        router, static = self.row("router").score, self.row("static").score
-        line = self.interpolated - router.cross_entropy
-        best = static.cross_entropy - router.cross_entropy
+        router = self.row("router").score
+        line = self.beside("fixed") - router.cross_entropy
+        best = self.beside("static") - router.cross_entropy
         return (
-            f"at {router.avg_precision:.2f} bits the routers are {_than(line)} the line between "
-            f"fixed precisions and {_than(best)} static bits of at most as many on average"
+            f"at {router.avg_precision:.2f} bits the routers are {_than(line)} one precision in "
+            f"all layers and {_than(best)} static bits per layer"
         )
 
     def points(self) -> list[Point]:
@@ -112,7 +118,8 @@ class Readout:
         return {
             "rows": [row.to_dict() for row in self.rows],
             "static_bits": list(self.static_bits),
-            "interpolated_cross_entropy": self.interpolated,
+            "fixed_cross_entropy_at_router_bits": self.beside("fixed"),
+            "static_cross_entropy_at_router_bits": self.beside("static"),
             "verdict": self.verdict(),
         }
 
@@ -145,16 +152,26 @@ def read_out(
     router = score_router(model, test_NS, batch_size=batch_size)
     advance()
 
-    def cost(bits: Sequence[int]) -> float:
-        found = score_fixed(model, calibration_NS, bits, batch_size=batch_size).cross_entropy
-        advance()
-        return found
+    found: dict[tuple[int, ...], float] = {}
 
-    budget = router.avg_precision
-    static = greedy_allocation(len(model.layers), model.precisions, budget, cost, swaps=swaps)
+    def cost(bits: tuple[int, ...]) -> float:
+        if bits not in found:
+            score = score_fixed(model, calibration_NS, bits, batch_size=batch_size)
+            found[bits] = score.cross_entropy
+            advance()
+        return found[bits]
+
     rows.append(Row("router", "routers", router))
-    score = score_fixed(model, test_NS, static, batch_size=batch_size)
-    rows.append(Row("static", "static bits per layer", score))
+    layers, offered = len(model.layers), model.precisions
+    static = greedy_allocation(layers, offered, router.avg_precision, cost, swaps=swaps)
+    allocations = {"static bits per layer": static}
+    if sum(static) / layers < router.avg_precision - 1e-9:
+        step = min(high - low for low, high in pairwise(offered)) / layers
+        budget = offered[0] + (int((router.avg_precision - offered[0]) / step) + 1) * step
+        more = greedy_allocation(layers, offered, budget, cost, swaps=swaps)
+        allocations["static, a step more"] = more
+    for name, bits in allocations.items():
+        rows.append(Row("static", name, score_fixed(model, test_NS, bits, batch_size=batch_size)))
     return Readout(tuple(rows), static)
 
 

@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layerwise.errors import RecipeError
 from layerwise.text_data import byte_ids
 
 __all__ = ["VOCABULARY", "source_text", "teach", "tiny_llama"]
 
 VOCABULARY = 256
 _ROWS, _LENGTH = 8, 128
+_LEAST_TEXT = 500_000
 
 
 def tiny_llama(*, width: int = 96, layers: int = 4, length: int = 512) -> nn.Module:
@@ -36,17 +38,21 @@ def tiny_llama(*, width: int = 96, layers: int = 4, length: int = 512) -> nn.Mod
     return model.eval()
 
 
-def source_text(limit: int = 4_000_000) -> str:
-    """Python's own standard library, ``limit`` characters of it."""
-    parts: list[str] = []
-    length = 0
-    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
-        text = path.read_text(encoding="utf-8", errors="replace")
-        parts.append(text)
-        length += len(text)
-        if length >= limit:
-            break
-    return "\n".join(parts)[:limit]
+def source_text(*, unseen: bool = False) -> str:
+    """Python's own standard library: four fifths to teach on, or the rest, which is unseen then.
+
+    Raises:
+        RecipeError: This Python has no sources.
+    """
+    files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    text = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in files)
+    if len(text) < _LEAST_TEXT:
+        raise RecipeError(
+            f"found {len(text)} characters of sources in this Python, too few to teach with; "
+            "take --teach_steps 0, or a model of your own"
+        )
+    cut = len(text) * 4 // 5
+    return text[cut:] if unseen else text[:cut]
 
 
 def teach(

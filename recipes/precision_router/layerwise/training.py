@@ -68,7 +68,7 @@ def train_router(options: argparse.Namespace) -> Path:
     """
     offered = offered_precisions(options.model_path)
     precisions = checked_precisions(options.precisions, offered)
-    if len(precisions) < 2:
+    if len(precisions) == 1:
         raise RecipeError(
             f"found --precisions {precisions[0]} alone, which leaves nothing to choose; "
             f"give two or more of {offered}"

@@ -96,13 +96,40 @@ class TestReadout:
         assert readout.table().count("\n") == 8
 
     def test_the_verdict_names_both_baselines(self):
-        """S4-20: below the line between fixed precisions, and worse than static bits."""
+        """S4-20: better than the line between fixed precisions, and worse than static bits."""
         rows = [Row("fixed", "2 bit", score(2.0, 2.0)), Row("fixed", "4 bit", score(1.0, 4.0))]
         rows += [Row("router", "routers", score(1.4, 3.0)), Row("static", "s", score(1.25, 3.0))]
         assert Readout(tuple(rows), (3,)).verdict() == (
-            "at 3.00 bits the routers are 0.1000 nats better than the line between fixed "
-            "precisions and 0.1500 nats worse than static bits of at most as many on average"
+            "at 3.00 bits the routers are 0.1000 nats better than one precision in all layers "
+            "and 0.1500 nats worse than static bits per layer"
         )
+
+    def test_static_bits_are_compared_at_the_bits_of_the_routers(self):
+        """S4-20: between 2 and 4 static bits lie the routers' 3: fewer bits are no worse choice."""
+        rows = [Row("fixed", "2 bit", score(2.0, 2.0)), Row("fixed", "4 bit", score(1.0, 4.0))]
+        rows += [Row("router", "routers", score(1.4, 3.0))]
+        rows += [Row("static", "s", score(1.8, 2.0)), Row("static", "m", score(1.0, 4.0))]
+        assert Readout(tuple(rows), (2,)).beside("static") == pytest.approx(1.4)
+
+    def test_a_step_more_is_measured_where_static_bits_fall_short(self, model_folder, monkeypatch):
+        """S4-20: routers at 5.2 bits lie between static averages of 5 and 5.5 in two layers."""
+        model = made.loaded(model_folder)
+        monkeypatch.setattr(
+            "layerwise.readout.score_router",
+            lambda *args, **options: Score(5.5, (5.2, 5.2), (1, 1), (0, 0)),
+        )
+        monkeypatch.setattr(
+            "layerwise.readout.score_fixed",
+            lambda model, ids, bits, batch_size: Score(
+                6.0 - sum([bits] * 2 if isinstance(bits, int) else bits) / 100,
+                (float(bits),) * 2 if isinstance(bits, int) else tuple(map(float, bits)),
+                (1, 1),
+                (0, 0),
+            ),
+        )
+        readout = read_out(model, made.tokens(1), made.tokens(1), batch_size=1)
+        averages = [row.score.avg_precision for row in readout.rows if row.kind == "static"]
+        assert averages == [5.0, 5.5]
 
     def test_the_program_writes_table_and_picture(
         self, model_folder, text, trained, tmp_path, capsys

@@ -67,12 +67,24 @@ class TestFiles:
         size = (trained[0] / "router_checkpoint_epoch_2.pt").stat().st_size
         assert 3 * 4 * 38988 < size < 3 * 4 * 38988 + 2**15
 
-    def test_the_best_is_the_one_with_the_lowest_validation_loss(self, trained):
-        """S4-12: judged by the choices themselves on the validation pieces."""
-        history = checkpoint.read_history(trained[0] / "training_history.json")
-        best = min(history, key=lambda epoch: epoch["val_total_loss"])
-        saved = torch.load(trained[0] / "best_router_checkpoint.pt")
-        assert saved["metrics"]["val_total_loss"] == best["val_total_loss"]
+    def test_the_best_is_the_one_with_the_lowest_validation_loss(
+        self, model_folder, text, tmp_path, monkeypatch
+    ):
+        """S4-12: of validation losses 3, 1 and 2 the second epoch is the best, and stays it."""
+        losses = iter([3.0, 1.0, 2.0])
+        monkeypatch.setattr(
+            training._Loop, "_validate", lambda self: training.Means(next(losses), 1.0, 0.0, 3.0)
+        )
+        path = train_router(made.options(model_folder, tmp_path, text, "--num_epochs", "3"))
+        assert torch.load(path)["epoch"] == 2
+        assert torch.load(path.with_name("router_checkpoint_epoch_3.pt"))["best_loss"] == 1.0
+
+    def test_validation_is_of_the_choices_themselves(self, model_folder, text, tmp_path):
+        """S4-19: 8 bits everywhere are the loss of 8 bits, where the mixture expects 6.8."""
+        path = train_router(made.options(model_folder, tmp_path, text, "--num_epochs", "1"))
+        metrics = torch.load(path)["metrics"]
+        assert metrics["val_avg_precision"] == 8.0
+        assert metrics["avg_precision"] == pytest.approx(6.79, abs=0.02)
 
     def test_without_validation_the_training_loss_decides(self, model_folder, text, tmp_path):
         """S4-12: --val_examples 0 leaves no val_ keys, and the best by the loss."""
