@@ -22,8 +22,6 @@ from moetrace.index_stats import INDEX_METRICS
 from moetrace.metrics import METRICS, EverUsed
 from moetrace.notebook import layers_html, notebook_html
 from moetrace.printable import span_text
-from moetrace.notebook import layers_html, notebook_html
-from moetrace.printable import span_text
 from moetrace.routing_stats import RoutingStats
 from moetrace.snapshot import Snapshot, merge, with_never_used
 from moetrace.store.index import RunIndex, index_run
@@ -107,27 +105,6 @@ class Run:
     def faults(self) -> tuple[str, ...]:
         """What could not be read, in words; it grows when a row has gone bad since the opening."""
         return (*self._index.faults, *self._late_faults)
-
-    def _repr_html_(self) -> str:
-        """What a notebook shows: what the run is, and its newest window; see `moetrace.notebook`.
-
-        Cost: the arrays of one window are read.
-        """
-        facts = [
-            ("model", str(self.manifest.get("model", "not recorded"))),
-            ("ranks", str(len(self.ranks))),
-            ("state", "finished" if self.finished else "open"),
-            ("faults", str(len(self.faults))),
-        ]
-        parts: list[str] = []
-        for phase in self.phases[:1]:
-            groups = self._groups(phase)
-            newest = self._merged(groups[-1]) if groups else None
-            facts.append((phase, f"{len(groups)} windows"))
-            if newest is not None:
-                facts.append(("newest", span_text(newest.first_step, newest.last_step)))
-                parts.append(layers_html(newest.routing))
-        return notebook_html(f"run {self.run_id}", facts, *parts)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: what the run is, and its newest window; see `moetrace.notebook`.
