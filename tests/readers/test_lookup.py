@@ -55,7 +55,7 @@ class TestLookedUpExperts:
         assert looked_up_experts(block) is None
 
     def test_a_million_experts_are_left_to_the_index_probe(self):
-        """Tables that are too large for the sums of routing are traced in another way, and say so."""
+        """Tables too large for the sums of routing are traced in another way, and say so."""
         with torch.device("meta"):
             layer = ProductKeys()
             layer.keys = nn.Linear(4, 600)
