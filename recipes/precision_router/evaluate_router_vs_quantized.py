@@ -41,7 +41,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     windows = MemorySink()
     with (
         tqdm(total=most + 2 * options.swaps, desc="Measuring") as progress,
-        moetrace.attach(model, sinks=[windows], alerts=ALERTS) as tracer,
+        moetrace.attach(model, sinks=[windows], layers=model.sites, alerts=ALERTS) as tracer,
     ):
         readout = read_out(
             model,

@@ -101,6 +101,11 @@ class LayerwiseQuantizeForCausalLM(nn.Module):
         return [layer for layer in self._stack[0] if isinstance(layer, PrecisionLayer)]
 
     @property
+    def sites(self) -> list[str]:
+        """What moetrace calls the layers; a model of experts has routers of its own beside them."""
+        return [name for name, part in self.named_modules() if isinstance(part, PrecisionLayer)]
+
+    @property
     def pool(self) -> Pool:
         """Which tokens the routers look at."""
         return self.layers[0].router.pool
@@ -155,6 +160,8 @@ class LayerwiseQuantizeForCausalLM(nn.Module):
             attention_mask: 1 where a token is real; None for all.
             batch_policy: ``"max"`` runs the whole batch in the highest precision that one of its
                 sequences has chosen; a result then depends on who else is in the batch.
+
+        Cost: one forward of each layer per precision that a sequence of the batch has chosen there.
         """
         plan = Plan(_mask(input_ids, attention_mask), "chosen", batch_policy=batch_policy)
         return self._forward(input_ids, attention_mask, plan)

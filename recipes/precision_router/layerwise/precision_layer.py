@@ -3,7 +3,7 @@
 Letters: B sequences of a batch, S positions, D width, P precisions.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -96,7 +96,7 @@ class PrecisionLayer(nn.Module):
         if plan.batch_policy == "max":
             chosen_B = chosen_B.max().expand_as(chosen_B)
         plan.bits.append(chosen_B.float())
-        return self._grouped(chosen_B, hidden_BSD, args, kwargs)
+        return self._each_in_its_own(chosen_B, hidden_BSD, args, kwargs)
 
     def _mixed(
         self,
@@ -120,24 +120,20 @@ class PrecisionLayer(nn.Module):
         assert total is not None
         return _like(output, total.to(hidden_BSD.dtype))
 
-    def _grouped(
+    def _each_in_its_own(
         self, chosen_B: Tensor, hidden_BSD: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Every sequence in its own precision, whatever its batch mates chose."""
+        """Every sequence in its own precision, whatever its batch mates chose.
+
+        The whole batch runs in each precision that one of it has chosen. To run only those rows,
+        one would have to guess which of the layer's other arguments have a row per sequence.
+        """
         distinct = sorted(set(chosen_B.tolist()))
-        if len(distinct) == 1:
-            return self._run(int(distinct[0]), hidden_BSD, args, kwargs)
-        result: Tensor | None = None
-        output: Any = None
-        for bits in distinct:
-            rows = (chosen_B == bits).nonzero().squeeze(1)
-            take = _taking(rows, len(chosen_B))
-            output = self._run(int(bits), hidden_BSD[rows], take(args), take(kwargs))
-            part = _hidden(output)
-            if result is None:
-                result = part.new_zeros((len(chosen_B), *part.shape[1:]))
-            result = result.index_copy(0, rows, part)
-        assert result is not None
+        output = self._run(int(distinct[0]), hidden_BSD, args, kwargs)
+        result = _hidden(output)
+        for bits in distinct[1:]:
+            other = _hidden(self._run(int(bits), hidden_BSD, args, kwargs))
+            result = torch.where((chosen_B == bits).view(-1, 1, 1), other, result)
         return _like(output, result)
 
     def _run(
@@ -170,24 +166,6 @@ def _mixture(probs_BP: Tensor, ids_B1: Tensor, offered_P: Tensor, plan: Plan) ->
     return (1 - torch.where(distance_BP < 0, -distance_BP / below, distance_BP / above)).clamp(
         min=0
     )
-
-
-def _taking(rows: Tensor, batch: int) -> Callable[[Any], Any]:
-    """A function that takes these rows of whatever has one row per sequence.
-
-    A tensor of one dimension has positions in it, not sequences, even where both are as many.
-    """
-
-    def take(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value[rows] if value.dim() > 1 and value.shape[0] == batch else value
-        if isinstance(value, tuple | list):
-            return type(value)(take(item) for item in value)
-        if isinstance(value, dict):
-            return {name: take(item) for name, item in value.items()}
-        return value
-
-    return take
 
 
 def _hidden(output: Any) -> Tensor:

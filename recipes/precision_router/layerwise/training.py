@@ -139,6 +139,7 @@ class _Loop:
             self.folder / RUN,
             every=math.ceil(self.batches / 4),
             sinks=[AlertLog()],
+            layers=self.model.sites,
             alerts=ALERTS,
         ) as tracer:
             while self.epoch < self.options.num_epochs:

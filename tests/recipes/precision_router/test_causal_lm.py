@@ -2,13 +2,26 @@ import io
 
 import pytest
 import torch
+import transformers
 from layerwise.causal_lm import LayerwiseQuantizeForCausalLM, checked_precisions
 from layerwise.errors import RecipeError
-from layerwise.nested_model import nest_model
+from layerwise.nested_model import nest_model, save_nested
 from layerwise.precision_layer import PrecisionLayer
 from layerwise.tiny_model import tiny_llama
 
 from tests.recipes.precision_router import made
+
+SHAPE = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
 
 
 class TestForwards:
@@ -123,6 +136,37 @@ class TestForwards:
             model.base(made.tokens())
 
 
+class TestArchitectures:
+    @pytest.mark.parametrize(
+        ("name", "changes"),
+        [
+            ("Qwen3", {"head_dim": 8}),
+            ("Gemma3Text", {"head_dim": 8, "sliding_window": 4}),
+            ("GPTNeoX", {}),
+            ("Bloom", {"n_head": 4, "n_layer": 2}),
+            ("Mixtral", {"num_local_experts": 4}),
+        ],
+    )
+    def test_a_padded_batch_is_as_its_sequences_alone(self, name, changes, tmp_path):
+        """S4-09: with rotary, sliding windows, alibi, experts: 8 bits are the model, rows are apart."""
+        torch.manual_seed(0)
+        config = getattr(transformers, f"{name}Config")(**SHAPE, **changes)
+        whole = transformers.AutoModelForCausalLM.from_config(config).eval()
+        ids = made.tokens(3, 16) % 64
+        mask = torch.ones_like(ids)
+        mask[0, 12:] = 0
+        with torch.no_grad():
+            logits = whole(input_ids=ids, attention_mask=mask, use_cache=False).logits[1:]
+        save_nested(nest_model(whole, group=16, precisions=[3, 8]), tmp_path)
+        model = made.opinionated(made.loaded(tmp_path)).eval()
+        near = model.fixed_forward(ids, mask, bits=8).logits[1:]
+        assert (near - logits).norm() < 0.02 * logits.norm()
+        together = model.infer_forward(ids, mask)
+        alone = model.infer_forward(ids[:1, :12])
+        torch.testing.assert_close(alone.logits[0], together.logits[0, :12], atol=1e-4, rtol=1e-4)
+        assert len(model.sites) == 2
+
+
 class TestFreezing:
     def test_only_routers_are_trained(self, model_folder):
         """S4-08: a step changes routers, and not a byte of anything else."""
@@ -182,7 +226,7 @@ class TestFromQuantized:
 
     def test_a_tied_head_is_written_once(self, tmp_path):
         """S4-11: tied embeddings are tied again after loading."""
-        from layerwise.nested_model import load_nested, save_nested
+        from layerwise.nested_model import load_nested
         from safetensors import safe_open
 
         model = tiny_llama(width=16, layers=1)
@@ -202,6 +246,13 @@ class TestFromQuantized:
         """S4-17: the message says which there are and which option to change."""
         with pytest.raises(RecipeError, match=r"--precisions 2 9; this model supports \[3, 4\]"):
             checked_precisions([2, 9], [3, 4])
+
+    def test_a_model_without_linear_layers_is_refused(self):
+        """S4-17: GPT-2 is made of another kind of layer, and is not stored half."""
+        shape = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 64, "n_positions": 16}
+        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape))
+        with pytest.raises(RecipeError, match="no linear layer in the layers of GPT2LMHeadModel"):
+            nest_model(model, precisions=[3, 8])
 
     def test_no_model_is_said_plainly(self, tmp_path):
         """S4-17: a folder that is none, and one that is not quantised, say what to run."""

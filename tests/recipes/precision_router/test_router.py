@@ -1,6 +1,7 @@
 import pytest
 import torch
 from layerwise.errors import RecipeError
+from layerwise.nested_model import nest_model, save_nested
 from layerwise.pooling import Pool
 from layerwise.router import PrecisionRouter
 
@@ -95,3 +96,23 @@ class TestPrecisionRouter:
             snapshot = tracer.flush()
         assert snapshot["base.model.layers.0"].tokens == 3
         assert snapshot.health == {}
+
+    def test_routers_of_experts_are_not_mixed_up_with_it(self, tmp_path):
+        """S4-22: in a model of experts only the precision routers are in the precisions' counts."""
+        import transformers
+
+        torch.manual_seed(0)
+        config = transformers.MixtralConfig(
+            vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+            num_attention_heads=4, num_key_value_heads=2, num_local_experts=4,
+        )  # fmt: skip
+        base = nest_model(
+            transformers.MixtralForCausalLM(config).eval(), group=16, precisions=[3, 8]
+        )
+        model = made.loaded(save_nested(base, tmp_path)).eval()
+        assert len([site for site in moetrace.discover(model) if site.taken]) == 2
+        with moetrace.attach(model, layers=model.sites, alerts=None) as tracer:
+            model.infer_forward(made.tokens(3) % 64)
+            assert (
+                [stats.layer for stats in tracer.flush()] == model.sites == ["base.model.layers.0"]
+            )
