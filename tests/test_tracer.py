@@ -387,6 +387,14 @@ class TestLayers:
 
 
 class TestMistakesAtAttach:
+    def test_a_capture_that_began_before(self, model, monkeypatch):
+        """In a CUDA graph that is being captured no hook would ever run again: attach says so."""
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        with pytest.raises(moetrace.MoETraceError, match="attach before the capture"):
+            moetrace.attach(model)
+        assert not model.blocks[0].gate._forward_hooks
+
     def test_no_router(self):
         """A model without routers is refused, and the message says how to name one."""
         with pytest.raises(moetrace.NoRouterFound, match=r"readers=\[\.\.\.\]"):

@@ -21,7 +21,8 @@ from moetrace.alerts import AlertJudge, AlertRules
 from moetrace.diagnosis.near_misses import grouped
 from moetrace.diagnosis.structure import Traced, scored_by
 from moetrace.diagnosis.tracing import Attached
-from moetrace.errors import AlreadyAttached, NoRouterFound
+from moetrace.errors import AlreadyAttached, MoETraceError, NoRouterFound
+from moetrace.host_copy import is_capturing
 from moetrace.layout import AccumulatorLayout
 from moetrace.ops import TracerState, register
 from moetrace.probes import (
@@ -108,6 +109,7 @@ def attach(
         NoRouterFound: Nothing in the model could be read as a router. Lists the near misses. Not
             with ``layers=()``.
         AlreadyAttached: Another tracer is on this model.
+        MoETraceError: A CUDA graph is being captured, which would never count.
         RunFolderError: The folder cannot be written, or holds something that is no run.
         ValueError, TypeError: An argument is not what it has to be.
 
@@ -115,6 +117,11 @@ def attach(
     and none at their end, one device-to-host copy per window.
     """
     _check_arguments(model, every, sample, alerts)
+    if is_capturing():
+        raise MoETraceError(
+            "found a CUDA graph that is being captured: it began without hooks, and its replays "
+            "would count nothing; attach before the capture"
+        )
     taken_sinks = [recognised(sink) for sink in sinks]
     asked = _checked_probes(probes)
     place = topology_of(topology)

@@ -15,9 +15,14 @@ from torch import Tensor
 from moetrace.accumulator import PackedWindow
 from moetrace.probe_stats import ProbeWindow
 
-__all__ = ["HostCopies", "HostCopy"]
+__all__ = ["HostCopies", "HostCopy", "is_capturing"]
 
 _SLOTS = 3
+
+
+def is_capturing() -> bool:
+    """Whether a CUDA graph is captured on this thread's stream right now."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 class HostCopies:
@@ -29,10 +34,6 @@ class HostCopies:
     def free(self) -> bool:
         """Whether a copy can start now. If not the writer is behind: let the window grow."""
         return all(lane.free() for lane in self._lanes.values())
-
-    def capturing(self) -> bool:
-        """Whether a CUDA graph is captured on this thread's stream right now."""
-        return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
     def start(self, windows: Sequence[PackedWindow]) -> "HostCopy":
         """Start bringing the parts of one window over. Cost: one copy per device, no sync."""

@@ -47,10 +47,6 @@ class Outbox:
         self._copies = HostCopies()
         self._under_way: deque[ClosedWindow] = deque()
 
-    def capturing(self) -> bool:
-        """Whether a CUDA graph is captured on this thread's stream right now."""
-        return self._copies.capturing()
-
     def full(self) -> bool:
         """Whether a window should grow instead: the writer is behind, or no copy is free."""
         return self._writer.behind() or not self._copies.free()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from moetrace.accumulator import Accumulators
+from moetrace.host_copy import is_capturing
 from moetrace.ops import TracerState
 from moetrace.outbox import Meter, Outbox
 from moetrace.probes import GradientMeter, IndexMeter, Receipts, RoutingProbe
@@ -277,7 +278,7 @@ class Recording:
         # graph is captured nothing of ours may end up in it but the operators of the hooks.
         if self.closed or os.getpid() != self._owner:
             return True
-        return self._outbox.capturing()
+        return is_capturing()
 
     def _commit(self, phase: str) -> None:
         undecided = self._state.saw_no_grad

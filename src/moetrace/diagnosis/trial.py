@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from moetrace.host_copy import is_capturing
+
 __all__ = ["bare_model", "refusal", "run_once", "untouched"]
 
 _REPLICAS = ("DistributedDataParallel", "DataParallel")
@@ -32,7 +34,7 @@ def refusal(model: nn.Module) -> str:
     for parameter in model.parameters():
         if any(base.__name__ == "DTensor" for base in type(parameter).__mro__):
             return "its weights are spread over ranks (DTensor), and a forward talks to them"
-    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+    if is_capturing():
         return "a CUDA graph is being captured"
     return ""
 
