@@ -148,7 +148,7 @@ class TestArchitectures:
         ],
     )
     def test_a_padded_batch_is_as_its_sequences_alone(self, name, changes, tmp_path):
-        """S4-09: with rotary, sliding windows, alibi, experts: 8 bits are the model, rows are apart."""
+        """S4-09: rotary, sliding windows, alibi, experts: 8 bits are the model, rows apart."""
         torch.manual_seed(0)
         config = getattr(transformers, f"{name}Config")(**SHAPE, **changes)
         whole = transformers.AutoModelForCausalLM.from_config(config).eval()
