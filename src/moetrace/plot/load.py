@@ -101,7 +101,6 @@ def draw_curves(figure: Any, choice: Choice) -> None:
     for place, (metric, floor, title, bad) in enumerate(CURVES, 1):
         axes = figure.add_subplot(2, 2, place)
         values = run.metric(metric, phase=choice.phase)[:, columns]
-        _lines(axes, steps[:, 1], values, names, bad=bad)
         if floor is not None:
             chance = run.metric(floor, phase=choice.phase)[:, columns]
             known = np.isfinite(chance).any(axis=1)
@@ -112,7 +111,10 @@ def draw_curves(figure: Any, choice: Choice) -> None:
                 linestyle=(0, (4, 3)),
                 label="uniform router",
             )
-            axes.legend(loc="upper left")
+        # After everything that moves the limits: names stand at the ends of their lines.
+        _lines(axes, steps[:, 1], values, names, bad=bad)
+        if floor is not None:
+            axes.legend(loc="best")
         axes.set_title(title)
         step_axis(axes, steps[:, 1])
     figure.suptitle(choice.title("Routing over the steps"), x=0.01, ha="left")
