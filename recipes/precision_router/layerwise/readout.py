@@ -170,8 +170,9 @@ def read_out(
         budget = offered[0] + (int((router.avg_precision - offered[0]) / step) + 1) * step
         more = greedy_allocation(layers, offered, budget, cost, swaps=swaps)
         allocations["static, a step more"] = more
-    for name, bits in allocations.items():
-        rows.append(Row("static", name, score_fixed(model, test_NS, bits, batch_size=batch_size)))
+    for name, allocation in allocations.items():
+        score = score_fixed(model, test_NS, allocation, batch_size=batch_size)
+        rows.append(Row("static", name, score))
     return Readout(tuple(rows), static)
 
 
