@@ -7,6 +7,7 @@ third count by count. The cells run in two processes of their own, each cell on 
 
 import itertools
 import multiprocessing
+import os
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
@@ -30,6 +31,12 @@ INDUCTOR = {
         Work(1, False, False),
     ),
 }
+LESS_WORK = (WORK[0], WORK[3])
+"""One micro-batch with evaluation, four with generation: for all families but the first."""
+
+WHOLE = bool(os.environ.get("MOETRACE_WHOLE_MATRIX"))
+"""Set by ``make chaos``: every family does all kinds of work, which takes three minutes more."""
+
 LONGER = {
     Mode("Qwen3Moe", compiled, checkpointed): LONGER_WORK
     for compiled, checkpointed in itertools.product(("eager", "whole"), CHECKPOINTED)
@@ -45,12 +52,15 @@ def outcomes(request):
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(2, mp_context=context, initializer=cell.prepare)
     try:
-        yield {
-            mode: pool.submit(cell.run, mode, (INDUCTOR | LONGER).get(mode, WORK))
-            for mode in dict.fromkeys(chosen)
-        }
+        yield {mode: pool.submit(cell.run, mode, work_of(mode)) for mode in dict.fromkeys(chosen)}
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def work_of(mode):
+    """The kinds of work that a cell does, one after the other."""
+    usual = WORK if WHOLE or mode.family == FAMILIES[0] else LESS_WORK
+    return (INDUCTOR | LONGER).get(mode, usual)
 
 
 def is_cell(item):

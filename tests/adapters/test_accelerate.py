@@ -131,7 +131,7 @@ class TestCounting:
         assert tokens == {"train": 91, "aborted": 43}
 
     def test_a_step_that_the_scaler_skips_is_none(self):
-        """Where the accelerator says that the optimizer did not step, the tokens are aborted."""
+        """E2: where the accelerator says that the optimizer did not step, the tokens say so too."""
         loop, sink = Loop(rows=8).prepare(), MemorySink()
 
         def overflow():
@@ -142,7 +142,7 @@ class TestCounting:
         with AcceleratedTrace(loop.accelerator, loop.net, every=1, sinks=[sink]) as trace:
             loop.run(trace.accumulate, before_backward=overflow)
         assert spans(sink.snapshots, "train") == [(1, 1), (2, 2), (3, 3)]
-        assert sum(s.phase == "aborted" for s in sink.snapshots) == 1
+        assert sum(s.phase == "skipped" for s in sink.snapshots) == 1
 
 
 class Tracker(GeneralTracker):
