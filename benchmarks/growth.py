@@ -28,18 +28,18 @@ class Router(nn.Module):
     def __init__(self, experts: int, tokens: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(experts, 4))
-        self.triple = triple(experts, tokens)
+        self.top_k = TOP_K
+        self.chosen = triple(experts, tokens)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.triple
+        return self.chosen  # by such a name discovery knows that it is no bare gate
 
 
 class Block(nn.Module):
     def __init__(self, experts: int, tokens: int) -> None:
         super().__init__()
         self.gate = Router(experts, tokens)
-        self.experts = nn.ParameterList()
-        self.experts_weight = nn.Parameter(torch.zeros(experts, 2, 2))
+        self.experts = nn.ModuleList(nn.Identity() for _ in range(experts))
 
     def forward(self, hidden: Tensor) -> Tensor:
         self.gate(hidden)
