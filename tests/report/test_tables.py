@@ -94,6 +94,31 @@ class TestOnThePage:
         assert page.text("#table-said").startswith("l.0.ffn: 20,480 draws")
         assert page.complaints() == []
 
+    def test_a_map_of_the_newest_counts(self, browser: Page, tmp_path: Path) -> None:
+        """Where a window kept counts per expert each is a pixel: black was never drawn."""
+        dense = index_stats_of(
+            "ffn", np.array(summed_keys()), columns=32, scalars={"tokens": 20_480}, due=True
+        )
+        history = [looked_up(dense), looked_up(table("ffn", summed_keys(), columns=32), step=2)]
+        made = recorded(tmp_path / "run", *history)
+        page = opened(browser, write_report(made, tmp_path / "report.html"))
+        label = "document.getElementById('expert-pixels').getAttribute('aria-label')"
+        page.wait(f"!!{label}")
+        assert page.run(label) == "63 of 1,024 pixels hold an expert that was drawn"
+        assert page.text("#expert-map-of").startswith("steps 1-1; a pixel an expert")
+        page.run(
+            "window.drawn = document.getElementById('expert-pixels').getContext('2d')"
+            ".getImageData(0, 0, 32, 2).data"
+        )
+        first, busiest, never = (
+            page.run(f"Array.from(window.drawn.slice({4 * at}, {4 * at + 4}))")
+            for at in (0, 31, 63)
+        )
+        assert never == [0, 0, 4, 255]
+        assert busiest == [252, 255, 164, 255]
+        assert sum(never) < sum(first) < sum(busiest)
+        assert page.complaints() == []
+
     def test_stays_away_where_there_is_no_table(self, browser: Page, tmp_path: Path) -> None:
         """No empty section."""
         made = recorded(tmp_path / "run", window(1, 1, stats("mlp", [5, 3])))

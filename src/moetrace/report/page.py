@@ -20,7 +20,7 @@ from moetrace.report.facts import SITE_COLUMNS, counters, facts, probe_findings,
 from moetrace.report.finding import Finding, most_urgent_first
 from moetrace.report.names import shown
 from moetrace.report.payload import MOST_LAYERS, build, layers_drawn
-from moetrace.report.tables import index_findings
+from moetrace.report.tables import index_findings, usage_maps
 from moetrace.report.verdict import verdict
 from moetrace.report.windows import Windows, layers_of, tabulate
 from moetrace.run import Run
@@ -101,7 +101,7 @@ def render(run: Run, *, cap: int = CAP, live: str = "") -> str:
             phase: tabulate(phase, [[item] for item in history], drawn)
             for phase, history in histories.items()
         }
-    data = build(histories, drawn, tables, cap=room)
+    data = build(histories, drawn, tables, cap=room, maps=usage_maps(run, histories))
     parts = {**shell, "data": data}
     # one pass, so that text from the run cannot name another part
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _resource("page.html"))

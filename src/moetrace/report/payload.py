@@ -8,7 +8,7 @@ import numpy as np
 from moetrace.report.names import json_island, short_names, shown
 from moetrace.report.packing import pack_integers, pack_reals
 from moetrace.report.probes import Series, group_norms, router_norms, weight_series
-from moetrace.report.tables import index_tables
+from moetrace.report.tables import Maps, index_tables
 from moetrace.report.windows import Layer, Windows, grouped, tabulate
 from moetrace.snapshot import Snapshot
 
@@ -27,6 +27,7 @@ def build(
     exact: Mapping[str, Windows],
     *,
     cap: int,
+    maps: Maps | None = None,
 ) -> str:
     """The page's data as a JSON island.
 
@@ -37,6 +38,7 @@ def build(
         cap: Most characters that the island should have. Where it would have more, neighbouring
             windows are added up until it fits; the last window of a phase always stays as it is.
             A single window that is larger than the cap is kept all the same.
+        maps: Pictures of tables of experts.
 
     Returns:
         The island; each phase says how many windows the run has, and holds those of the page.
@@ -46,7 +48,7 @@ def build(
         {"name": name, "short": short, "experts": layer.num_experts, "topK": layer.top_k}
         for layer, name, short in zip(layers, names, short_names(names), strict=True)
     ]
-    looked_up = index_tables(histories)
+    looked_up = index_tables(histories, maps)
     if not layers:
         return json_island({"layers": [], "phases": [], "tables": looked_up})
     tables = dict(exact)

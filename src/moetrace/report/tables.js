@@ -7,6 +7,15 @@ const TABLE_CURVES = [
   { metric: "hot_indices", title: "Hot experts", unit: "above the threshold; dashed: by chance" },
 ];
 
+// Perceptually even from black to pale yellow, so that it reads without colour too.
+const MAP_RAMP = (() => {
+  const stops = [[0, 0, 4], [66, 10, 104], [147, 38, 103], [221, 81, 58], [252, 165, 10], [252, 255, 164]];
+  return Array.from({ length: 256 }, (_, grey) => {
+    const place = (grey / 255) * (stops.length - 1), low = Math.min(stops.length - 2, Math.floor(place));
+    return stops[low].map((from, at) => Math.round(from + (stops[low + 1][at] - from) * (place - low)));
+  });
+})();
+
 class ExpertTables {
   constructor(found, metrics) {
     Object.assign(this, { found, metrics });
@@ -53,6 +62,7 @@ class ExpertTables {
     for (const [id, counts] of [["row-keys", table.rows], ["column-keys", table.columns]]) this.strip(id, counts);
     document.getElementById("sub-keys").hidden = !table.rows.length;
     this.ranked(table, mean);
+    this.mapped(table);
     document.getElementById("busiest").tBodies[0].replaceChildren(...table.top.map(([expert, draws]) =>
       tableRow([`expert ${expert}`, whole(draws), (draws / mean).toFixed(2)])));
   }
@@ -70,6 +80,25 @@ class ExpertTables {
     const image = new ImageData(counts.length, 1);
     counts.forEach((count, at) => image.data.set([...cellColour(count, fair, colours, dead), 255], 4 * at));
     canvas.getContext("2d").putImageData(image, 0, 0);
+  }
+
+  // A pixel an expert, or some neighbours: black was never drawn, brighter is more, on a logarithmic scale.
+  async mapped(table) {
+    document.getElementById("expert-map").hidden = !table.map;
+    if (!table.map) return;
+    const { span, pixels } = table.map, { rows, columns } = pixels, greys = await integers(pixels);
+    if (table !== this.found.tables[this.choice.selectedIndex]) return; // another was chosen meanwhile
+    const canvas = document.getElementById("expert-pixels"), image = new ImageData(columns, rows);
+    const drawn = greys.reduce((sum, grey) => sum + (grey > 0), 0);
+    greys.forEach((grey, at) => image.data.set([...MAP_RAMP[grey], 255], 4 * at));
+    canvas.width = columns;
+    canvas.height = rows;
+    canvas.getContext("2d").putImageData(image, 0, 0);
+    const each = Math.max(1, Math.round(table.experts / (rows * columns)));
+    document.getElementById("expert-map-of").textContent =
+      `steps ${span[0]}-${span[1]}; ${each > 1 ? `a pixel is ${each} experts` : "a pixel an expert"}, ` +
+      `rows are the first sub-keys; black was never drawn, brighter is more, logarithmic`;
+    canvas.setAttribute("aria-label", `${whole(drawn)} of ${whole(rows * columns)} pixels hold an expert that was drawn`);
   }
 
   ranked(table, mean) {

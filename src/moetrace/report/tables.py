@@ -4,19 +4,26 @@ Letters: W windows, T tables.
 """
 
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from moetrace.index_picture import usage_picture
 from moetrace.index_stats import IndexStats
 from moetrace.index_verdict import ADVICE, index_verdicts
 from moetrace.report.finding import Finding
 from moetrace.report.names import short_names, shown
-from moetrace.report.packing import pack_reals
+from moetrace.report.packing import pack_integers, pack_reals
+from moetrace.run import Run
 from moetrace.snapshot import Snapshot
 
-__all__ = ["FIGURES", "index_findings", "index_tables"]
+__all__ = ["FIGURES", "Maps", "index_findings", "index_tables", "usage_maps"]
+
+Maps = Mapping[str, tuple[list[int], NDArray[np.uint8]]]
+"""Span and picture of the newest window that keeps counts per expert, by table."""
 
 FIGURES = (
     *("coverage", "coverage_floor", "unevenness", "unevenness_floor"),
@@ -27,6 +34,12 @@ FIGURES = (
 
 MOST = 64
 """Tables that the page holds."""
+
+MAPPED = 16
+"""Tables that the page has a map of."""
+
+PIXELS = 256
+"""Rows and columns of a map: beyond it neighbouring experts share a pixel."""
 
 LISTED = 20
 """Busiest experts of a table that are listed."""
@@ -47,11 +60,34 @@ def index_findings(history: Sequence[Snapshot]) -> list[Finding]:
     return found
 
 
-def index_tables(histories: Mapping[str, Sequence[Snapshot]]) -> dict[str, Any] | None:
+def usage_maps(run: Run, histories: Mapping[str, Sequence[Snapshot]]) -> Maps:
+    """A map of each table, of the newest window that keeps counts per expert.
+
+    Cost: reads those counts, for `MAPPED` tables at most.
+    """
+    maps: dict[str, tuple[list[int], NDArray[np.uint8]]] = {}
+    for phase, history in histories.items():
+        tables = {stats.layer: stats for snapshot in history for stats in snapshot.indices}
+        for layer, stats in list(tables.items())[:MAPPED]:
+            for span, counts, _ in deque(run.draws(layer, phase=phase), maxlen=1):
+                columns = len(stats.column_draws)
+                maps[layer] = span, usage_picture(counts, columns=columns, most=PIXELS)
+        if tables:
+            break
+    return maps
+
+
+def index_tables(
+    histories: Mapping[str, Sequence[Snapshot]], maps: Maps | None = None
+) -> dict[str, Any] | None:
     """The tables of the first phase that has any; None where there are none.
 
     Curves are one row per recorded window; marginals, rank curve and the busiest experts are of
     each table's newest window.
+
+    Args:
+        histories: The snapshots of each phase, in step order.
+        maps: A picture by table, where there is one.
     """
     for phase, history in histories.items():
         newest: dict[str, IndexStats] = {}
@@ -63,7 +99,7 @@ def index_tables(histories: Mapping[str, Sequence[Snapshot]]) -> dict[str, Any] 
                 "phase": shown(phase),
                 "spans": [[window.first_step, window.last_step] for window in history],
                 "tables": [
-                    _table(newest[name], short)
+                    _table(newest[name], short, (maps or {}).get(name))
                     for name, short in zip(names, short_names(names), strict=True)
                 ],
                 "metrics": _curves(history, names),
@@ -84,9 +120,14 @@ def _curves(history: Sequence[Snapshot], names: Sequence[str]) -> dict[str, Any]
     return {name: pack_reals(table) for name, table in values.items()}
 
 
-def _table(stats: IndexStats, short: str) -> dict[str, Any]:
+def _table(
+    stats: IndexStats, short: str, picture: tuple[list[int], NDArray[np.uint8]] | None
+) -> dict[str, Any]:
     metrics = stats.metrics()
     return {
+        "map": None
+        if picture is None
+        else {"span": picture[0], "pixels": pack_integers(picture[1])},
         "name": shown(stats.layer),
         "short": shown(short),
         "experts": stats.num_experts,
