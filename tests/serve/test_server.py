@@ -240,6 +240,8 @@ class TestCommand:
         """One JSON document with the address; the address answers; Ctrl-C is no error."""
         run = recorded(tmp_path / "run", window(1, 1, stats("mlp", [5, 3])))
         code = (
+            # What starts the tests may have told its children to ignore Ctrl-C.
+            "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
             "import sys; from moetrace.cli import main; code = main(sys.argv[1:]);"
             "sys.exit(99 if 'torch' in sys.modules else code)"
         )
