@@ -36,8 +36,7 @@ test: lint wheel chromium
 lint: $(VENV)/ready-to-test
 	$(BIN)/ruff format --check --quiet --exclude '*.md' .
 	$(BIN)/ruff check --quiet .
-	$(BIN)/mypy
-	$(BIN)/pyright
+	$(BIN)/pyright & other=$$!; $(BIN)/mypy; mypy=$$?; wait $$other && exit $$mypy
 	$(BIN)/lint-imports
 	$(if $(GENERATED),$(BIN)/cog --check $(GENERATED),)
 
