@@ -1,7 +1,6 @@
 """The wrapper in a real loop of accelerate, in one process."""
 
 import copy
-import gc
 import json
 import logging
 import threading
@@ -319,11 +318,3 @@ class TestBarrier:
             assert trace.tracer is None
             with trace.accumulate(plain):
                 plain(torch.zeros(1, 2))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _collected_once():
-    """accelerate collects garbage time and again: keep it from what was there before."""
-    gc.freeze()
-    yield
-    gc.unfreeze()

@@ -1,8 +1,6 @@
 """Gradient norms in real loops: what they measured, beside the norm that the framework reports."""
 
 import copy
-import gc
-import logging
 
 import lightning.pytorch as pl
 import pytest
@@ -17,7 +15,8 @@ from moetrace.gradient_stats import norm_of
 from moetrace.sinks import MemorySink
 from moetrace_adapters import lightning, transformers
 from moetrace_adapters.accelerate import AcceleratedTrace
-from tests.tiny import batch, seeded
+from tests.adapters.truth import rows
+from tests.tiny import seeded
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning",
@@ -28,22 +27,6 @@ pytestmark = pytest.mark.filterwarnings(
 
 CLIP = 0.05
 """Small enough that every step is clipped."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _collected_once():
-    """The frameworks collect garbage time and again: keep it from what was there before."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-def rows(count):
-    """A data set of padded rows."""
-    ids, mask = batch(1, rows=count)
-    return [
-        {"input_ids": i, "attention_mask": m, "labels": i} for i, m in zip(ids, mask, strict=True)
-    ]
 
 
 def options(sink):
@@ -147,7 +130,6 @@ class TestLightning:
                 gradients = [p.grad for p in self.parameters() if p.grad is not None]
                 self.norms.append(float(nn.utils.get_total_norm(gradients)))
 
-        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
         sink, net = MemorySink(), Net()
         pl.Trainer(
             accelerator="cpu",

@@ -2,9 +2,7 @@
 
 import copy
 import csv
-import gc
 import inspect
-import logging
 import typing
 
 import lightning.pytorch as pl
@@ -19,8 +17,8 @@ import moetrace
 from moetrace.sinks import MemorySink
 from moetrace.tracer import Tracer
 from moetrace_adapters.lightning import MoETraceCallback
-from tests.adapters.truth import LAYERS, counted, found, spans, watched
-from tests.tiny import batch, seeded
+from tests.adapters.truth import LAYERS, counted, found, rows, spans, watched
+from tests.tiny import seeded
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers",
@@ -32,18 +30,6 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 NAMES = tuple(f"net.{layer}" for layer in LAYERS)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quiet():
-    """The Trainer says what hardware it found, and collects garbage."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    gc.freeze()
-    yield
-    gc.unfreeze()
-    logger.setLevel(level)
 
 
 class Net(pl.LightningModule):
@@ -92,16 +78,9 @@ class TwoOptimizers(Net):
         return [torch.optim.SGD(routers, lr=0.1), torch.optim.SGD(rest, lr=0.1)]
 
 
-def rows(count):
+def loader(count):
     """A loader of padded rows, two a batch."""
-    ids, mask = batch(1, rows=count)
-    return DataLoader(
-        [
-            {"input_ids": i, "attention_mask": m, "labels": i}
-            for i, m in zip(ids, mask, strict=True)
-        ],
-        batch_size=2,
-    )
+    return DataLoader(rows(count), batch_size=2)
 
 
 def fit(module, folder, *, callbacks=(), validate=False, checkpoint=None, **options):
@@ -117,7 +96,7 @@ def fit(module, folder, *, callbacks=(), validate=False, checkpoint=None, **opti
     }
     trainer = pl.Trainer(default_root_dir=folder, callbacks=list(callbacks), **{**usual, **options})
     torch.manual_seed(0)
-    trainer.fit(module, rows(12), rows(3) if validate else None, ckpt_path=checkpoint)
+    trainer.fit(module, loader(12), loader(3) if validate else None, ckpt_path=checkpoint)
     return trainer
 
 

@@ -16,30 +16,14 @@ import moetrace
 from moetrace.sinks import CallableSink, MemorySink
 from moetrace.tracer import Tracer
 from moetrace_adapters.transformers import MoETraceCallback
-from tests.adapters.truth import LAYERS, counted, found, spans, watched
-from tests.tiny import SHAPE, batch, seeded
+from tests.adapters.truth import LAYERS, counted, found, rows, spans, watched
+from tests.tiny import SHAPE, seeded
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore:.*lr_scheduler.step:UserWarning"
 )
 
 FAMILY = "Qwen3Moe"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _collected_once():
-    """The Trainer collects garbage time and again: keep it from what was there before."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-def rows(count):
-    """A data set of padded rows."""
-    ids, mask = batch(1, rows=count)
-    return [
-        {"input_ids": i, "attention_mask": m, "labels": i} for i, m in zip(ids, mask, strict=True)
-    ]
 
 
 def trainer(net, folder, *, callbacks=(), model_init=None, **options):

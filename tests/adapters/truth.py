@@ -2,6 +2,7 @@
 
 from tests.matrix.training import as_lists
 from tests.oracle import Oracle
+from tests.tiny import batch
 
 LAYERS = ("model.layers.0.mlp", "model.layers.1.mlp")
 
@@ -42,3 +43,11 @@ def counted(snapshots, phase):
 def spans(snapshots, phase):
     """First and last step of each window of a phase."""
     return [(s.first_step, s.last_step) for s in snapshots if s.phase == phase]
+
+
+def rows(count):
+    """A data set of padded rows."""
+    ids, mask = batch(1, rows=count)
+    return [
+        {"input_ids": i, "attention_mask": m, "labels": i} for i, m in zip(ids, mask, strict=True)
+    ]

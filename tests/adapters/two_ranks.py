@@ -10,8 +10,8 @@ import torch.distributed as dist  # noqa: TID251 - the frameworks talk to the ot
 from torch.utils.data import DataLoader
 
 from tests import tripwire
-from tests.adapters.truth import found, watched
-from tests.tiny import batch, seeded
+from tests.adapters.truth import found, rows, watched
+from tests.tiny import seeded
 
 WORLD = 2
 LOOPS = ("accelerate, attached before", "accelerate, attached after", "transformers", "lightning")
@@ -43,14 +43,6 @@ def main(rank, folder, port):
         json.dumps({"truth": truth, "norms": norms, "tripped": tripwire.steps_on_it})
     )
     dist.destroy_process_group()
-
-
-def rows(count):
-    """Padded rows."""
-    ids, mask = batch(1, rows=count)
-    return [
-        {"input_ids": i, "attention_mask": m, "labels": i} for i, m in zip(ids, mask, strict=True)
-    ]
 
 
 def accelerated(net, folder, before):
