@@ -9,7 +9,7 @@ from torch.utils.hooks import RemovableHandle
 from moetrace.layout import SCORINGS
 from moetrace.ops import TracerState
 from moetrace.probes.gate import GateProbe
-from moetrace.probes.indices import TableProbe
+from moetrace.probes.lookups import TableProbe
 from moetrace.probes.mask import MaskProbe, takes_a_mask
 from moetrace.probes.receipts import ReceiptProbe, Receipts
 from moetrace.probes.routing import RoutingProbe
