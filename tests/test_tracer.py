@@ -1,13 +1,16 @@
 import logging
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
 from torch import nn
 
 import moetrace
+from moetrace import writer
 from moetrace.sinks import CallableSink, MemorySink
+from moetrace.store.segment_writer import SegmentWriter
 from tests.tiny import ScriptedModel
 
 TWO_TOKENS = [[0, 1], [0, 2]]
@@ -97,6 +100,26 @@ class TestWindows:
             assert counts(tracer.flush()) == [2, 1, 1, 0]
             tracer.on_step_end()
         assert [counts(s) for s in sink.snapshots] == [[2, 1, 1, 0], [2, 1, 1, 0]]
+
+    def test_flush_waits_for_a_writer_that_is_behind(self, model, tmp_path, monkeypatch):
+        """B2: a flush closes what grew while the queue of windows was full, and shows it."""
+        monkeypatch.setattr(writer, "_LONGEST_QUEUE", 2)
+        disk = threading.Event()
+        append = SegmentWriter.append
+
+        def slow(segment, snapshot):
+            disk.wait(30)
+            append(segment, snapshot)
+
+        monkeypatch.setattr(SegmentWriter, "append", slow)
+        with moetrace.attach(model, tmp_path / "run", every=1) as tracer:
+            for _ in range(10):
+                tracer.on_step_begin()
+                model(hidden())
+                tracer.on_step_end()
+            threading.Timer(0.1, disk.set).start()
+            snapshot = tracer.flush()
+        assert (snapshot.last_step, snapshot.health["coalesced_windows"]) == (10, 8)
 
 
 class TestSampling:

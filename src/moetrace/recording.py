@@ -166,14 +166,19 @@ class Recording:
         self._state.given_mask = mask is not None
         self._state.mask_T = None if mask is None else mask.detach().reshape(-1) != 0
 
-    def close_windows(self) -> None:
-        """Close every open window; if the writer is behind, let them grow instead."""
+    def close_windows(self, deadline: float = 0.0) -> None:
+        """Close every open window; if the writer is behind, let them grow instead.
+
+        Waits for the writer to catch up until ``deadline`` (monotonic), which only `flush` sets.
+        """
         with self._lock:
             self._collect_open_phase()
             if self._state.misplaced:
                 self._follow_the_model()
             self._let_go_of_lost()
             for phase in self._open_phases():
+                if self._outbox.full():
+                    self.settle(deadline)
                 if self._outbox.full():
                     self.remarks.coalesced += 1
                     return
@@ -185,9 +190,8 @@ class Recording:
             return self.writer.latest
         with self._lock:
             self._commit_unstepped()
-            self.close_windows()
-            self._outbox.hand_over(deadline)
-        self.writer.drain(deadline)
+            self.close_windows(deadline)
+        self.settle(deadline)
         return self.writer.latest
 
     def close(self) -> None:
