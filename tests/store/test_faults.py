@@ -393,6 +393,34 @@ class TestFailingSync:
         segment.close()
         assert kept == [1, 2, 3, 4, 0] * 2 + [1, 2]
 
+    def test_the_memory_of_fast_windows_does_not_follow_their_rate(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """B4, H4: of small windows 64 are kept at most, however many a second there are."""
+        Clock(monkeypatch)
+        segment = writer(tmp_path)
+        kept = []
+        for seq in range(200):
+            segment.append(window(seq))
+            kept.append(segment.unsynced)
+        segment.close()
+        assert kept == [*range(1, 64), 0] * 3 + [*range(1, 9)]
+
+    def test_fast_windows_leave_a_failing_disk_its_ten_seconds(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """C5: after a failed sync none comes early, so that a short trouble is outlived."""
+        clock = Clock(monkeypatch)
+        segment = self.written(tmp_path, clock, failing=range(1, 3))
+        assert (segment.durability, segment.unsynced) == ("degraded", 4)
+        for seq in range(4, 200):
+            segment.append(window(seq))
+        assert segment.unsynced == 200
+        clock.now += 11
+        segment.append(window(200))
+        assert segment.unsynced == 0
+        segment.close()
+
     def test_records_are_synced_at_most_every_ten_seconds(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -38,6 +38,9 @@ SYNC_SECONDS = 10.0
 MAX_RETAINED = 64 << 20
 """Bytes of acknowledged records that are kept until their sync; beyond it that comes early."""
 
+MOST_RETAINED = 64
+"""Records after which the sync comes early, so that a rate that varies does not move memory."""
+
 MOST_FAILED_SYNCS = 3
 """Failed syncs in a row that are answered by writing again; a disk that never syncs is left be."""
 
@@ -98,7 +101,7 @@ class SegmentWriter:
         """Write a snapshot; returning means that it is acknowledged.
 
         Cost: a pwrite per tensor and group of layers, and one write. The snapshot is kept until the
-        next sync, at most 64 MiB of them.
+        next sync, at most 64 of them or 64 MiB.
 
         Raises:
             OSError: It could not be written, in a fresh segment neither, and is not in the run.
@@ -110,14 +113,13 @@ class SegmentWriter:
         own = (self.run_id, self.rank, self.attempt)
         if found != own:
             raise ValueError(f"found a snapshot of (run, rank, attempt) {found}, this is {own}")
-        record = columns(snapshot)
         snapshot = replace(
             snapshot,
             indices=tuple(item if item.due else item.reduced() for item in snapshot.indices),
         )
         size = sum(getattr(stats, name).nbytes for stats in snapshot.routing for name in TENSORS)
         size += sum(item.nbytes for item in snapshot.indices)
-        self._commit(lambda: self._put_snapshot(snapshot, record), size)
+        self._commit(lambda: self._put_snapshot(snapshot), size)
         self._snapshots += 1
 
     def event(self, kind: str, fields: Mapping[str, Any]) -> None:
@@ -173,9 +175,14 @@ class SegmentWriter:
             self._in_open_segment(put)
         self._voids = {}
         self._retained.append((put, size + _RECORD_BYTES))
-        due = files.monotonic() - self._synced_at >= SYNC_SECONDS
-        if due or self._kept_bytes() > MAX_RETAINED:
+        if self._sync_is_due():
             self._sync_or_write_again()
+
+    def _sync_is_due(self) -> bool:
+        # Not by their number once syncs fail: a disk in trouble gets its seconds between two tries.
+        many = not self._failed_syncs and len(self._retained) % MOST_RETAINED == 0
+        late = files.monotonic() - self._synced_at >= SYNC_SECONDS
+        return many or late or self._kept_bytes() > MAX_RETAINED
 
     def _kept_bytes(self) -> int:
         return sum(kept for _, kept in self._retained)
@@ -191,13 +198,14 @@ class SegmentWriter:
             self._seal()
             raise
 
-    def _put_snapshot(self, snapshot: Snapshot, record: Mapping[str, Any]) -> None:
+    def _put_snapshot(self, snapshot: Snapshot) -> None:
+        record = columns(snapshot)
         positions = groups_of([stats.num_experts for stats in snapshot.routing]).values()
         put = [
             self._arrays.put([snapshot.routing[position] for position in group])
             for group in positions
         ]
-        record = {**record, "arrays": [rows.to_record() for rows in put]}
+        record["arrays"] = [rows.to_record() for rows in put]
         if dense := self._dense.put(snapshot.indices):
             record["dense"] = [rows.to_record() for rows in dense]
         parse_snapshot(record)  # what would not be read back is not acknowledged
