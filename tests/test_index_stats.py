@@ -197,6 +197,16 @@ class TestStored:
         assert fields_of(found) == fields_of(stats)
         assert found.nbytes == 0
 
+    def test_a_line_of_an_older_version(self):
+        """What an older version did not know of is None; what every line has to have is not."""
+        columns = to_columns([table(np.arange(24), scored=True)])
+        del columns["scored_calls"]
+        (found,) = from_columns(IndexStats, columns)
+        assert (found.scored_calls, found.draws) == (None, 276)
+        del columns["draws"]
+        with pytest.raises(DamagedRecord, match="draws"):
+            from_columns(IndexStats, columns)
+
     def test_a_snapshot_as_a_dict_has_no_number_per_expert(self):
         """to_dict stays small; from_dict reads it back."""
         stats = table(np.arange(24)).reduced()

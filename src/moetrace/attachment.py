@@ -197,7 +197,7 @@ def attach(
             if reduce == "live"
             else None,
             partial(_events_before, folder, identity),
-            sum(meter.bytes for meter in meters if isinstance(meter, IndexMeter)) // 2,
+            sum(meter.bytes for meter in meters if isinstance(meter, IndexMeter)),
         ),
         every,
         sample,

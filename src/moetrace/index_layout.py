@@ -1,17 +1,33 @@
 """Where each sum of one table of experts stands in its accumulator, and in which fixed point.
 
 ```
-[ draws per expert (E) | out_of_range (1) | scalars (5) | score_sum (E) | score overflow (1) ]
+[ draws per expert (E) | out_of_range (1) | scalars (6) | score_sum (E) | score overflow (1) ]
+|<---------------- counts: as far as ``masked`` ------->|<-- the rest: sums of scores ------->|
 ```
 
-Letters: E experts. The last two parts are there where scores are seen. Every entry is int64, at
-most 8 bytes per expert and statistic; of each accumulator there are two, one for the open step and
-one for the open window. The file knows neither torch nor numpy.
+Letters: E experts. The last two parts are there where scores are seen. Every entry is int64, 8
+bytes per expert and statistic, and there is one accumulator for the open step and the open window
+together: a count holds the step in its low `STEP_BITS` and the window above them, a sum of scores
+holds both in one. The file knows neither torch nor numpy.
 """
 
 from dataclasses import dataclass
 
-__all__ = ["INDEX_SCALARS", "MOST_SCORE", "SCORE_BITS", "SCORE_SQ_BITS", "IndexLayout"]
+__all__ = [
+    "INDEX_SCALARS",
+    "MOST_SCORE",
+    "SCORE_BITS",
+    "SCORE_SQ_BITS",
+    "STEP_BITS",
+    "WINDOW_BITS",
+    "IndexLayout",
+]
+
+STEP_BITS = 28
+"""Low binary digits of a count, for the open step: 268 million draws of one expert."""
+
+WINDOW_BITS = 35
+"""Binary digits above those, for the open window: 34 billion draws of one expert."""
 
 SCORE_BITS = 30
 """Binary digits after the point of a sum of scores: 8.6e9 draws of score 1 until it is full."""
@@ -22,8 +38,10 @@ SCORE_SQ_BITS = 24
 MOST_SCORE = 1024.0
 """The largest score that one draw may add; larger ones are clamped to it, negative ones to 0."""
 
-INDEX_SCALARS = ("tokens", "calls", "masked", "nonfinite", "score_sq_sum")
-"""The scalar fields in their order; ``calls`` counts forwards, ``nonfinite`` scores."""
+INDEX_SCALARS = ("tokens", "calls", "masked", "nonfinite", "score_sq_sum", "scored_calls")
+"""The scalar fields in their order; ``calls`` counts forwards, ``nonfinite`` scores, and
+``scored_calls`` the forwards whose scores are in the sums.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +53,7 @@ class IndexLayout:
         scored: Whether scores are summed too.
 
     >>> IndexLayout(4, scored=False).width, IndexLayout(4, scored=True).width
-    (10, 15)
+    (11, 16)
     """
 
     num_experts: int
@@ -45,6 +63,11 @@ class IndexLayout:
     def scalars(self) -> int:
         """Offset of the first scalar, right behind the draws and their overflow bin."""
         return self.num_experts + 1
+
+    @property
+    def counts(self) -> int:
+        """How many entries are counts; the sums that belong to scores stand behind them."""
+        return self.scalar("nonfinite")
 
     def scalar(self, name: str) -> int:
         """Offset of the scalar called ``name``.

@@ -116,6 +116,9 @@ class IndexStats:
         score_total: Sum of all scores in fixed point; None where no scores are seen.
         score_sq_total: Sum of their squares in fixed point.
         unevenness_score: Of the sums of scores per expert, nats.
+        scored_calls: Look-ups whose scores are in those three; fewer than ``calls`` where a step of
+            the window was dropped, behind which the sums of scores begin anew, or where scores
+            came late.
         row_draws, column_draws: Draws per sub-key of the first and of the second half.
         hot: Experts above ``threshold`` times the mean.
         sure_hot: Those of them that chance does not explain in the whole table.
@@ -154,6 +157,7 @@ class IndexStats:
     score_total: int | None = None
     score_sq_total: int | None = None
     unevenness_score: float | None = None
+    scored_calls: int | None = None
     row_draws: tuple[int, ...] = ()
     column_draws: tuple[int, ...] = ()
     hot: int | None = None
@@ -357,6 +361,7 @@ def index_stats_of(
         score_total=None if score_sum is None else int(score_sum.sum()),
         score_sq_total=None if score_sum is None else noted["score_sq_sum"],
         unevenness_score=None if score_sum is None else _number(unevenness(score_sum)),
+        scored_calls=None if score_sum is None else noted["scored_calls"],
         row_draws=_listed(rows),
         column_draws=_listed(cols),
         hot=int(experts[sizes >= max(1, least)].sum()),
@@ -429,6 +434,7 @@ def _added(one: IndexStats, two: IndexStats) -> IndexStats:
         highest=max(one.highest, two.highest),
         score_total=_both(one.score_total, two.score_total),
         score_sq_total=_both(one.score_sq_total, two.score_sq_total),
+        scored_calls=_both(one.scored_calls, two.scored_calls),
         due=one.due or two.due,
     )
 

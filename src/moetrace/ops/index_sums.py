@@ -14,7 +14,7 @@ from torch import Tensor
 from moetrace.index_layout import MOST_SCORE, SCORE_BITS, SCORE_SQ_BITS, IndexLayout
 from moetrace.ops.library import TracerState
 
-__all__ = ["Drawn", "IndexSums", "add_draws", "add_scored", "of_sub_keys"]
+__all__ = ["Drawn", "IndexSums", "add_draws", "add_scored", "most_added", "of_sub_keys"]
 
 # A squared score from the fixed-point one, in integers, so that every order of additions agrees.
 _ROOT_SHIFT = 15
@@ -76,6 +76,15 @@ def _tokens_of(ids: Tensor) -> int:
     if ids.dim() < 2:
         return ids.numel()
     return ids.shape[:-1].numel() if ids.dim() < 4 else ids.shape[:-2].numel()
+
+
+def most_added(ids: Tensor) -> int:
+    """The most that counting a look-up adds to any one count, whatever its ids are.
+
+    >>> most_added(torch.zeros(2, 3, 4, dtype=torch.int64)), most_added(torch.zeros(5, 0))
+    (24, 5)
+    """
+    return max(1, ids.numel(), _tokens_of(ids))
 
 
 def _real(tracer: TracerState, mask_T: Tensor | None, tokens: int) -> Tensor | None:
@@ -170,6 +179,7 @@ def add_scored(
             np.add.at(host[start : start + layout.num_experts + 1], drawn.ids, fixed)
             host[layout.scalar("nonfinite")] += bad
             host[layout.scalar("score_sq_sum")] += int(root @ root) >> _SQUARE_SHIFT
+            host[layout.scalar("scored_calls")] += 1
         return
     with torch.no_grad():
         flat_M = scores.reshape(-1)
@@ -184,8 +194,9 @@ def add_scored(
         square = root_M.square().sum() >> _SQUARE_SHIFT
         with tracer.lock:
             sums[start : start + layout.num_experts + 1].index_add_(0, drawn.ids, fixed_M)
-            at = layout.scalar("nonfinite")
-            sums[at : at + 2].add_(torch.stack([bad_M.sum(), square]))
+            at = layout.counts
+            noted = torch.stack([bad_M.sum(), square, torch.ones_like(square)])
+            sums[at : at + 3].add_(noted)
 
 
 def of_sub_keys(keys: Tensor, ids: Tensor, n: int) -> Tensor:

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from moetrace.index_layout import IndexLayout
 from moetrace.ops.backward import in_backward
-from moetrace.ops.index_sums import Drawn, add_draws, add_scored, of_sub_keys
+from moetrace.ops.index_sums import Drawn, add_draws, add_scored, most_added, of_sub_keys
 from moetrace.ops.library import TracerState
+from moetrace.ops.table_sums import MOST_IN_STEP, zeros
 
 __all__ = [
     "IndexState",
@@ -49,6 +50,8 @@ class IndexState:
         counted: Whether something was counted in the open step.
         drawn: Look-ups whose scores are still to come.
         keys: Scores of the sub-keys, until the look-up of the same forward.
+        most: What the open step may have added to one count at most, by table.
+        surplus: Sums of the look-ups of the open step that the table's own have no room for.
     """
 
     def __init__(self, tracer: TracerState) -> None:
@@ -60,6 +63,8 @@ class IndexState:
         self.failures: dict[int, int] = {}
         self.drawn: dict[tuple[int, int], Drawn] = {}
         self.keys: dict[tuple[int, int], Tensor] = {}
+        self.most: dict[int, int] = {}
+        self.surplus: dict[int, Tensor] = {}
 
     def forget_step(self) -> None:
         """The open step is over, however it ended."""
@@ -68,6 +73,8 @@ class IndexState:
         self.no_grad.clear()
         self.drawn.clear()
         self.keys.clear()
+        self.most.clear()
+        self.surplus.clear()
 
 
 _states: weakref.WeakValueDictionary[int, IndexState] = weakref.WeakValueDictionary()
@@ -100,7 +107,8 @@ def note_lookup(
     three failures in a row the table stops counting.
 
     Args:
-        sums: The table's sums of the open step, `moetrace.index_layout`; the only thing written.
+        sums: The table's sums, `moetrace.index_layout`; the only thing written but in a step of
+            more draws than they surely hold.
         key: Names the table by its address.
         ids: Expert ids, ``(..., K)``, or ``(..., H, K)`` from four dimensions on.
         mask_T: Real tokens, or None.
@@ -125,7 +133,8 @@ def note_lookup(
         if ids.device != sums.device:
             state.tracer.misplaced = True
             ids = ids.to(sums.device)
-        drawn = add_draws(state.tracer, sums, layout, ids, mask_T)
+        room = _room(state, place[0], sums, most_added(ids))
+        drawn = add_draws(state.tracer, room, layout, ids, mask_T)
         if rule == 1:
             state.drawn[place] = drawn
         elif held is not None:
@@ -196,6 +205,17 @@ def _counts(state: IndexState, table: int, *, grad: bool, training: bool) -> boo
         state.first.add(table)
     state.counted = tracer.saw_first = True
     return True
+
+
+def _room(state: IndexState, table: int, sums: Tensor, more: int) -> Tensor:
+    """Where ``more`` draws have room: the table's sums, or what stands beside them in this step."""
+    most = state.most.get(table, 0) + more
+    if most > MOST_IN_STEP:
+        if table not in state.surplus:
+            state.surplus[table] = zeros(sums.numel(), sums.device)
+        return state.surplus[table]
+    state.most[table] = most
+    return sums
 
 
 def _fail(state: IndexState, table: int, error: Exception) -> None:

@@ -1,8 +1,8 @@
 """Counts what tables of experts are asked for: PEER and other layers of very many experts.
 
 The hooks of `moetrace.probes.lookups` see the ids on their way into a table. Every table has
-two int64 tensors on its device, one for the open step and one for the open window, of 8 bytes per
-expert and statistic each. What they reduce to is formed on the writer's thread.
+one int64 tensor on its device, of 8 bytes per expert and statistic, for the open step and the open
+window together. What a window reduces to is formed on the writer's thread.
 """
 
 import logging
@@ -11,7 +11,6 @@ import weakref
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from moetrace.index_stats import MOST_LISTED, IndexStats, index_stats_of, with_s
 from moetrace.metrics import hot_indices, hot_overlap, persistent_experts
 from moetrace.ops import TracerState
 from moetrace.ops.indices import IndexState, register_indices
+from moetrace.ops.table_sums import TableSums, zeros
 from moetrace.probes.lookups import ScoreProbe, TableProbe
 from moetrace.probes.tables import IndexProbe, Table, TableShape
 
@@ -38,10 +38,10 @@ _AFTER = 1
 
 @dataclass(slots=True)
 class _Followed:
-    """One table with its hook and the sums of the open window."""
+    """One table with its hook and its sums."""
 
     shape: TableShape
-    layout: IndexLayout
+    sums: TableSums
     probe: TableProbe
     module: "weakref.ref[nn.Module]"
     hot: "deque[NDArray[np.int64]]" = field(default_factory=lambda: deque(maxlen=_HISTORY))
@@ -56,9 +56,9 @@ class IndexMeter:
         tracer: State of the tracer.
 
     Attributes:
-        bytes: Bytes of all sums on the devices.
+        bytes: Bytes of all sums on the devices; a closed window is as many, until it is written.
 
-    Cost: per look-up see `moetrace.ops.indices`; at the end of a step one pass over the sums of
+    Cost: per look-up see `moetrace.ops.indices`; at the end of a step one pass over the counts of
     all tables that were looked up in.
     """
 
@@ -68,14 +68,14 @@ class IndexMeter:
         register_indices(self._state)
         self._handles: list[RemovableHandle] = []
         self._followed = [self._hook(table) for table in tables]
-        self._open: dict[torch.device, Tensor] = {}
+        self._open: set[torch.device] = set()
         self._windows = 0
         self._heard = self._asked = False
 
     @property
     def bytes(self) -> int:
-        """Bytes of all sums on the devices, once a window is open."""
-        return 16 * sum(item.layout.width for item in self._followed)
+        """Bytes of all sums on the devices."""
+        return 8 * sum(item.sums.layout.width for item in self._followed)
 
     @property
     def experts(self) -> int:
@@ -93,13 +93,11 @@ class IndexMeter:
             # A replayed CUDA graph counts without any Python.
             if not self._state.counted and device.type == "cpu":
                 continue
-            sums = [item.probe.sums for item in group]
-            if device not in self._open:
-                self._open[device] = _zeros(sum(tensor.numel() for tensor in sums), device)
-            window = self._open[device].split([tensor.numel() for tensor in sums])
+            self._open.add(device)
             with torch.no_grad():
-                _add_each(list(window), sums)
-                _zero_each(sums)
+                for item in group:
+                    key = item.probe.key.data_ptr()
+                    item.sums.commit(self._state.most.get(key, 0), self._state.surplus.get(key))
         self._heard |= self._state.counted
         self._state.forget_step()
 
@@ -108,7 +106,8 @@ class IndexMeter:
         for device, group in self._by_device().items():
             if self._state.counted or device.type != "cpu":
                 with torch.no_grad():
-                    _zero_each([item.probe.sums for item in group])
+                    for item in group:
+                        item.sums.drop(surplus=self._has_surplus(item))
         self._state.forget_step()
 
     def window(self, step: int) -> "list[tuple[IndexWindow, Tensor]]":
@@ -125,18 +124,17 @@ class IndexMeter:
         self._asked = True
         closed = []
         for device, group in self._by_device().items():
-            sums = self._open.get(device)
-            if sums is not None:
+            if device in self._open:
                 window = IndexWindow(
                     tuple(item.shape for item in group),
-                    tuple(item.layout for item in group),
+                    tuple(item.sums.layout for item in group),
                     self._request.usage_threshold,
                     due,
                     tuple(item.hot for item in group),
                 )
-                closed.append((window, sums))
+                closed.append((window, self._closed(group, device)))
         self._windows += bool(closed)
-        self._open = {}
+        self._open = set()
         if self._state.tracer.misplaced:
             self._follow_the_model()
         return closed
@@ -153,29 +151,41 @@ class IndexMeter:
         rule = _AFTER if scorer is not None else shape.columns if gate is not None else 0
         layout = IndexLayout(shape.num_experts, scored=rule != 0)
         device = _device_of(table.module) or torch.device("cpu")
-        sums = _zeros(layout.width, device)
-        key = _zeros(1, device)
-        probe = TableProbe(sums, key, shape.num_experts, rule, self._state, self._request)
+        sums, key = TableSums(layout, device), zeros(1, device)
+        probe = TableProbe(sums.sums, key, shape.num_experts, rule, self._state, self._request)
         hooked = table.module.register_forward_pre_hook(probe, with_kwargs=True)
         self._handles.append(hooked)
         scored = scorer if scorer is not None else gate
         if scored is not None:
             hook = ScoreProbe(probe, before=scored is gate)
             self._handles.append(scored.register_forward_hook(hook))
-        return _Followed(shape, layout, probe, weakref.ref(table.module))
+        return _Followed(shape, sums, probe, weakref.ref(table.module))
+
+    def _closed(self, group: Sequence[_Followed], device: torch.device) -> Tensor:
+        """The open window of some tables, moved out of their sums."""
+        widths = [item.sums.layout.width for item in group]
+        closed = zeros(sum(widths), device)
+        with torch.no_grad():
+            for item, into in zip(group, closed.split(widths), strict=True):
+                item.sums.close(into, surplus=self._has_surplus(item))
+        return closed
+
+    def _has_surplus(self, item: _Followed) -> bool:
+        return item.probe.key.data_ptr() in self._state.surplus
 
     def _by_device(self) -> dict[torch.device, list[_Followed]]:
         groups: dict[torch.device, list[_Followed]] = {}
         for item in self._followed:
-            groups.setdefault(item.probe.sums.device, []).append(item)
+            groups.setdefault(item.sums.sums.device, []).append(item)
         return groups
 
     def _follow_the_model(self) -> None:
         for item in self._followed:
             module = item.module()
             device = None if module is None else _device_of(module)
-            if device is not None and device != item.probe.sums.device:
-                item.probe.sums = item.probe.sums.to(device)
+            if device is not None and device != item.sums.sums.device:
+                item.sums.move(device)
+                item.probe.sums = item.sums.sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,24 +267,3 @@ def _device_of(module: nn.Module) -> torch.device | None:
     for tensor in (*module.parameters(), *module.buffers()):
         return None if tensor.is_meta else tensor.device
     return None
-
-
-def _zeros(size: int, device: torch.device) -> Tensor:
-    # Made under inference mode the tensor could not be updated by a later training step.
-    with torch.inference_mode(False):
-        return torch.zeros(size, dtype=torch.int64, device=device)
-
-
-def _add_one_by_one(into: list[Tensor], what: list[Tensor]) -> None:
-    for one, other in zip(into, what, strict=True):
-        one.add_(other)
-
-
-def _zero_one_by_one(tensors: list[Tensor]) -> None:
-    for tensor in tensors:
-        tensor.zero_()
-
-
-# One call for all tables of a device; a loop where the private names have gone away.
-_add_each: Any = getattr(torch, "_foreach_add_", _add_one_by_one)
-_zero_each: Any = getattr(torch, "_foreach_zero_", _zero_one_by_one)

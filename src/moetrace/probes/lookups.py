@@ -27,7 +27,7 @@ class TableProbe(Uncopied):
     """A pre-hook on a table: one operator, nothing else; it keeps neither model nor tracer alive.
 
     Args:
-        sums: The table's sums of the open step.
+        sums: The table's sums.
         key: Says which table it is, to the operator.
         num_experts: E.
         rule: Where its scores come from.

@@ -38,13 +38,19 @@ def to_columns(records: "Sequence[DataclassInstance]") -> dict[str, Any]:
 def from_columns(kind: type[Record], table: Mapping[str, Any]) -> tuple[Record, ...]:
     """The records that `to_columns` was given.
 
+    A column whose field may be None may be missing: older versions did not know all of them.
+
     Raises:
         DamagedRecord: A column is missing, has another length, or an entry another type.
     """
     if not table:
         return ()
     there = stored_fields(kind)
-    declared = {item.name: item.type for item in fields(kind) if item.name in there}
+    declared = {
+        item.name: item.type
+        for item in fields(kind)
+        if item.name in there and (item.name in table or item.default is not None)
+    }
     length = len(column(table, next(iter(declared))))
     columns = {
         name: [_checked(name, kind_, entry) for entry in column(table, name, length=length)]
