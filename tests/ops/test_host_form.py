@@ -13,7 +13,7 @@ from moetrace.layout import SCORINGS, AccumulatorLayout
 from moetrace.ops import Bin, TracerState, count, host_form, register
 from moetrace.ops import library as library_module
 from moetrace.ops.host_form import host_delta
-from moetrace.ops.reference import routing_delta
+from moetrace.ops.reference import log_scores, routing_delta
 from moetrace.routing import Routing
 from tests.ops.forwards import assert_equal, forwards
 
@@ -24,6 +24,8 @@ LOGITS, IDS, WEIGHTS = (
     torch.rand(6, 2),
 )
 ROUTING = Routing(IDS, LOGITS, WEIGHTS)
+ENTROPY_ERROR = 4e-6
+"""Nats per token: a float32 logarithm of at most 16, and a sum of as much beside it."""
 
 
 class Subclass(torch.Tensor):
@@ -44,6 +46,12 @@ def made(T, E, K, seed=0):
     return Routing(logits.topk(K).indices, logits, torch.rand(T, K, generator=generator))
 
 
+def spread(routing, scoring):
+    """How far the scores of a token lie apart at most."""
+    scores_TE = log_scores(routing.logits_TE.float(), SCORINGS[scoring])
+    return float((scores_TE.amax(1) - scores_TE.amin(1)).max())
+
+
 class TestEqualsTheComposition:
     @given(forwards(hostile=False), st.sampled_from(range(2)))
     @settings(max_examples=100, deadline=None)
@@ -51,8 +59,9 @@ class TestEqualsTheComposition:
         """Counts are exact and sums of reals agree to 2e-5, on any shape, dtype and stride."""
         routing, mask, E = forward
         assume(routing.topk_expert_ids_TK.numel())
+        assume(spread(routing, scoring) < 80)
         truth = routing_delta(routing, mask, E, scoring)
-        assert_equal(host(routing, mask, E, scoring), truth, E)
+        assert_equal(host(routing, mask, E, scoring), truth, E, entropy_error=ENTROPY_ERROR)
 
     @given(forwards(), st.sampled_from(range(len(SCORINGS))))
     @settings(max_examples=100, deadline=None)
@@ -62,7 +71,7 @@ class TestEqualsTheComposition:
         ours = host_delta(routing, mask, E, scoring)
         if ours is not None:
             truth = routing_delta(routing, mask, E, scoring)
-            assert_equal(torch.from_numpy(ours), truth, E)
+            assert_equal(torch.from_numpy(ours), truth, E, entropy_error=ENTROPY_ERROR)
 
     @pytest.mark.parametrize("masked", [False, True])
     @pytest.mark.parametrize(
@@ -74,13 +83,36 @@ class TestEqualsTheComposition:
         routing = made(T, E, K)
         mask = torch.arange(T) % 3 > 0 if masked else None
         truth = routing_delta(routing, mask, E, scoring)
-        assert_equal(host(routing, mask, E, scoring), truth, E, T)
+        assert_equal(host(routing, mask, E, scoring), truth, E, T, ENTROPY_ERROR)
+
+    @pytest.mark.parametrize("offset", [-900.0, -40.0, -15.0, 15.0, 40.0, 900.0])
+    def test_scores_far_from_zero(self, offset):
+        """Wherever the scores lie, what depends on their differences is the same."""
+        routing = made(300, 64, 8)
+        far = routing._replace(logits_TE=routing.logits_TE + offset)
+        truth = routing_delta(far, None, 64, SOFTMAX)
+        assert_equal(host(far, None, 64), truth, 64, entropy_error=ENTROPY_ERROR)
+
+    @pytest.mark.parametrize(("scale", "offset"), [(0.1, 12.0), (1.0, -12.0), (5.0, 0.0)])
+    def test_the_entropy_of_a_token(self, scale, offset):
+        """It is exact to 4e-6 nats against float64, also close to zero, and never below zero."""
+        generator = torch.Generator().manual_seed(0)
+        layout = AccumulatorLayout(64)
+        for _ in range(100):
+            logits = torch.randn(1, 64, generator=generator) * scale + offset
+            row = host(Routing(torch.tensor([[0]]), logits), None, 64)
+            probs = logits.double().softmax(1)
+            truth = float(-(probs * probs.log()).sum())
+            entropy = int(row[layout.scalar("entropy_sum")]) / (1 << 26)
+            assert entropy == pytest.approx(truth, abs=ENTROPY_ERROR)
+            assert entropy >= 0
 
     def test_without_the_row_product_of_numpy_2(self, monkeypatch):
         """With numpy 1 the rows are multiplied by einsum, to the same sums."""
         routing = made(300, 64, 8)
         monkeypatch.setattr(host_form, "_row_dots", host_form._einsum_row_dots)
-        assert_equal(host(routing, None, 64), routing_delta(routing, None, 64, SOFTMAX), 64)
+        truth = routing_delta(routing, None, 64, SOFTMAX)
+        assert_equal(host(routing, None, 64), truth, 64, entropy_error=ENTROPY_ERROR)
 
     def test_gate_weights_of_either_sign(self):
         """Weights below 0 and at the limit are added as they are."""
@@ -99,11 +131,6 @@ class TestWorkedNumbers:
         assert row[layout.prob_sum : layout.gate_weight_sum].tolist() == [1 << 29] * 4
         entropy = int(row[layout.scalar("entropy_sum")]) / (1 << 26)
         assert entropy == pytest.approx(2 * math.log(4), rel=1e-7)
-
-    def test_a_margin_beyond_the_floor(self):
-        """Log probabilities stop at -200: a score 500 below the best has a margin of 200."""
-        row = host(Routing(torch.tensor([[0]]), torch.tensor([[0.0, -500.0]])), None, 2)
-        assert int(row[AccumulatorLayout(2).scalar("margin_sum")]) == 200 << 20
 
     def test_padding(self):
         """A padded token adds one to the masked ones, and nothing else."""
@@ -162,6 +189,18 @@ class TestLeavesToTheComposition:
         logits[555, 1] = bad  # in the second pass
         ids = torch.zeros(600, 1, dtype=torch.int64)
         assert host_delta(Routing(ids, logits), None, 128, SOFTMAX) is None
+
+    @pytest.mark.parametrize("chosen", [0, 1])
+    def test_a_choice_that_float32_cannot_hold(self, chosen):
+        """A score 86 below the best has no probability in float32; the composition has its margin.
+
+        Log probabilities stop at -200: a score 500 below the best has a margin of 200.
+        """
+        routing = Routing(torch.tensor([[chosen]]), torch.tensor([[0.0, -500.0]]))
+        assert host_delta(routing, None, 2, SOFTMAX) is None
+        row = routing_delta(routing, None, 2, SOFTMAX)
+        margin = int(row[AccumulatorLayout(2).scalar("margin_sum")]) >> 20
+        assert margin == (-200 if chosen else 200)
 
     @pytest.mark.parametrize("bad", [-1, 8, 1 << 33, -(1 << 62)])
     def test_an_id_that_names_no_expert(self, bad):

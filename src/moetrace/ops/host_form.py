@@ -11,7 +11,8 @@ import math
 import threading
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from operator import add
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moetrace.layout import FRACTION_BITS, LIMITS, SCALARS, SCORINGS, AccumulatorLayout
-from moetrace.ops.reference import FLOOR, log_scores
+from moetrace.ops.reference import log_scores
 from moetrace.routing import Routing
 
 __all__ = ["host_delta"]
@@ -33,10 +34,20 @@ _SCORES_AT_ONCE = 1 << 16
 _MOST_TOKENS = 2048
 """Tokens per pass where experts are few: so many float32 add up without losing a digit."""
 
+_LOWEST, _HIGHEST = math.exp(-16.0), math.exp(16.0)
+"""Where a sum of exponentials has to lie, or the scores are shifted by the highest of their token.
+
+Within, the logarithm of a probability is exact to 2e-6.
+"""
+
+_SMALLEST = 1e-37
+"""Below it float32 has fewer digits, and no logarithm is taken."""
+
 _GATE_LIMIT, _LSE_LIMIT = LIMITS["gate_weight_sum"], LIMITS["lse_sum"]
 _SOFTMAX = SCORINGS.index("softmax")
 _INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 _FLOATS = {torch.bfloat16, torch.float16, torch.float32, torch.float64}
+_FLAGS = {torch.bool}
 
 Array = NDArray[Any]
 
@@ -47,8 +58,9 @@ def host_delta(
     """The sums of one ordinary forward, shape ``(W,)``; None where it is for the composition.
 
     Ordinary are ids and logits in plain CPU tensors, with finite scores for every expert and ids
-    that name one. Counts are exact. A sum of reals is formed in float32 per token, in float64 over
-    tokens (``prob_sum``: in float32 over a pass) and rounded to fixed point once per forward.
+    that name one, where no expert chosen and no best one left has less than e**-85 of a token's
+    probability. Counts are exact. A sum of reals is formed in float32 over the tokens of a pass, in
+    float64 over passes, and rounded to fixed point once per forward.
 
     Args:
         routing: What the router decided; leading dimensions are flattened here.
@@ -58,79 +70,64 @@ def host_delta(
 
     Cost: some thirty steps for each 65,536 scores; ``benchmarks/counted_cost.py`` shows the time.
     """
-    if not _fits(routing, mask_T, num_experts):
+    ids, logits, weights, routing_map = routing
+    if routing_map is not None or num_experts > _MOST_EXPERTS:
         return None
-    ids, logits, weights, _ = routing
-    assert ids is not None
-    assert logits is not None
-    fields = _fields(num_experts)
-    sums = np.zeros(len(fields.scales))
-    ids_TK = _array(ids)
+    if not (_is_plain(ids, _INTEGERS) and _is_plain(logits, _FLOATS)):
+        return None
+    ids_TK, logits_TE = _rows(ids).numpy(), _rows(logits)
+    T = real = len(ids_TK)
+    if not ids_TK.size or logits_TE.shape != (T, num_experts):
+        return None
     if ids_TK.dtype != np.int64:
         ids_TK = ids_TK.astype(np.int64)
-    real_T = None if mask_T is None else mask_T.numpy()
-    if real_T is not None and real_T.all():
-        real_T = None
-    weights_TK = None if weights is None else _array(_float32(weights))
+    weights_TK = real_T = None
+    if weights is not None:
+        if not _is_plain(weights, _FLOATS) or weights.shape != ids.shape:
+            return None
+        weights_TK = _rows(_float32(weights)).numpy()
+    if mask_T is not None:
+        if not _is_plain(mask_T, _FLAGS) or mask_T.shape != (T,):
+            return None
+        real = int(np.count_nonzero(mask_T.numpy()))
+        if real < T:
+            real_T = mask_T.numpy()
+    fields = _fields(num_experts)
+    sums = np.zeros(len(fields.scales))
     if not _add_choice(sums, fields, ids_TK, weights_TK, real_T):
         return None
-    logits_TE = logits if logits.dim() == 2 else logits.reshape(-1, num_experts)
-    T = len(ids_TK)
+    reals = (0.0,) * len(_REALS)
     n = min(_MOST_TOKENS, max(1, _SCORES_AT_ONCE // num_experts))
     for start in range(0, T, n):
-        part = slice(start, start + n)
-        one = n >= T
-        if not _add_scores(
-            sums,
-            fields,
-            ids_TK if one else ids_TK[part],
-            logits_TE if one else logits_TE[part],
-            real_T if one or real_T is None else real_T[part],
-            scoring,
-        ):
+        if n < T:
+            part = slice(start, start + n)
+            real_n = None if real_T is None else real_T[part]
+            found = _add_scores(sums, fields, ids_TK[part], logits_TE[part], real_n, scoring)
+        else:
+            found = _add_scores(sums, fields, ids_TK, logits_TE, real_T, scoring)
+        if found is None:
             return None
-    real = T if real_T is None else int(np.count_nonzero(real_T))
-    sums[fields.tokens : fields.tokens + 3] = real, 1, T - real
+        reals = tuple(map(add, reals, found))
+    sums[fields.scalars] = real, 1, T - real, 0, 0, *reals
     sums *= fields.scales
     return np.rint(sums, sums).astype(np.int64)
 
 
-def _fits(routing: Routing, mask_T: Tensor | None, num_experts: int) -> bool:
-    ids, logits, weights, routing_map = routing
-    if ids is None or logits is None or routing_map is not None or num_experts > _MOST_EXPERTS:
-        return False
-    if ids.dtype not in _INTEGERS or logits.dtype not in _FLOATS:
-        return False
-    if not ids.dim() or not ids.numel():
-        return False
-    T = ids.numel() // ids.shape[-1]
-    if logits.numel() != T * num_experts or logits.shape[-1] != num_experts:
-        return False
-    if weights is not None and (weights.shape != ids.shape or weights.dtype not in _FLOATS):
-        return False
-    if mask_T is not None and (mask_T.dtype != torch.bool or mask_T.shape != (T,)):
-        return False
-    return (
-        _is_plain(ids)
-        and _is_plain(logits)
-        and (weights is None or _is_plain(weights))
-        and (mask_T is None or _is_plain(mask_T))
-    )
-
-
-def _is_plain(tensor: Tensor) -> bool:
+def _is_plain(tensor: Tensor | None, dtypes: set[torch.dtype]) -> TypeGuard[Tensor]:
     # A subclass has no numbers of its own; a negated view or one that records gradients no array.
     return (
         type(tensor) is Tensor
         and tensor.is_cpu
+        and tensor.dtype in dtypes
         and tensor.layout is torch.strided
         and not tensor.requires_grad
         and not tensor.is_neg()
+        and tensor.dim() > 0
     )
 
 
-def _array(tensor: Tensor) -> Array:
-    return (tensor if tensor.dim() == 2 else tensor.reshape(-1, tensor.shape[-1])).numpy()
+def _rows(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dim() == 2 else tensor.reshape(-1, tensor.shape[-1])
 
 
 def _float32(tensor: Tensor) -> Tensor:
@@ -171,63 +168,76 @@ def _add_scores(
     logits_TE: Tensor,
     real_T: Array | None,
     scoring: int,
-) -> bool:
-    """Add what one pass of tokens scored; False where something in it is not finite."""
+) -> tuple[float, float, float, float, float] | None:
+    """Add the probabilities of one pass of tokens and return its sums of reals.
+
+    None where something in it is not finite or out of its bounds.
+    """
     (n, K), E = ids_TK.shape, fields.num_experts
-    pad = _take_pad(n, E)
+    pad = _take_pad(n, E, K)
+    logits = _float32(logits_TE)
+    scores = logits if scoring == _SOFTMAX else log_scores(logits, SCORINGS[scoring])
+    real = pad.ones_T if real_T is None else real_T.astype(np.float32)
     with np.errstate(all="ignore"):  # what is not finite is found below
-        entropies, confidences, margins, lses, squares, logs = pad.rows
-        logits = _float32(logits_TE)
-        scores = logits if scoring == _SOFTMAX else log_scores(logits, SCORINGS[scoring])
-        torch.amax(scores, 1, True, out=pad.highest_T1)
-        torch.sub(scores, pad.highest_T1, out=pad.shifted_TE)
-        torch.exp(pad.shifted_TE, out=pad.exps_TE)
-        exps_TE = pad.exps
-        totals_T = _row_dots(exps_TE, pad.ones_E, pad.spare_T)
-        np.log(totals_T, logs)
-        np.divide(1.0, totals_T, confidences)
-        # The entropy of a token is logs minus this; the two are summed apart.
-        np.multiply(_row_dots(exps_TE, pad.shifted, entropies), confidences, entropies)
-        if scores is logits:
-            np.add(pad.highest, logs, lses)
-        else:
-            lses[:] = logits.logsumexp(1).numpy()
-        np.multiply(lses, lses, squares)
-        if K < E:
-            _margins(pad, ids_TK.T, logs, margins)
-        else:
-            margins[:] = 0.0
-        if real_T is not None:
-            pad.reals *= real_T
+        totals = _exponentials(pad, scores)
+        near = totals.item(totals.argmin()) > _LOWEST and totals.item(totals.argmax()) < _HIGHEST
+        if not near:
+            torch.amax(scores, 1, True, out=pad.peaks_T1)
+            scores = scores - pad.peaks_T1
+            _exponentials(pad, scores)
+        _row_dots(pad.exps, scores.numpy(), pad.dots)
+        np.divide(real, totals, pad.inverses)
         # With a tensor to write to a product is none of autocast's.
-        torch.mv(pad.exps_ET, pad.confidences_T, out=pad.probs_E)
-        entropy, confidence, margin, lse, square, log = np.add.reduce(
-            pad.reals, 1, np.float64
-        ).tolist()
-        # Of NaN and infinity nothing else is true.
-        if not (math.isfinite(entropy + log + margin) and square < math.inf):
-            return False
-        if square > _LSE_LIMIT**2 and np.abs(lses).max() > _LSE_LIMIT:
-            return False
+        torch.mv(pad.exps_ET, pad.inverses_T, out=pad.probs_E)
+        _find_ends(pad, ids_TK.T if K < E else None)
+        if not pad.ends.item(pad.ends.argmin()) > _SMALLEST:
+            return None
+        logs = np.log(pad.to_log, pad.to_log)[:n]
+        if near and scores is logits:
+            lses = logs
+        elif scoring == _SOFTMAX:
+            lses = logs + pad.peaks
+        else:
+            lses = logits.logsumexp(1).numpy()
+        np.multiply(lses, lses, pad.squares)
+        # The entropy of a token is its log minus its product of scores and probabilities.
+        dot, confidence = pad.per_total.dot(pad.inverses).tolist()
+        log, lowest, left, square = pad.per_token.dot(real).tolist()
+        lse = log if lses is logs else lses.dot(real).item()
+    # Of NaN and infinity nothing else is true.
+    if not (math.isfinite(log + dot + confidence) and square < math.inf):
+        return None
+    if square > _LSE_LIMIT**2 and np.abs(lses).max() > _LSE_LIMIT:
+        return None
     sums[fields.probs] += pad.probs
-    sums[fields.reals] += log - entropy, confidence, margin, lse, square
     _give_pad_back(pad)
-    return True
+    return max(0.0, log - dot), confidence, lowest - left, lse, square
 
 
-def _margins(pad: "_Pad", ids_KT: Array, logs_T: Array, margins_T: Array) -> None:
-    """Lowest score chosen minus highest not chosen; overwrites the shifted scores."""
-    places_KT = ids_KT + pad.starts_T
-    lowest_T = np.minimum.reduce(pad.shifted_flat.take(places_KT))
-    pad.shifted_flat[places_KT] = -np.inf
-    torch.amax(pad.shifted_TE, 1, out=pad.highest_left_T)
-    floor_T = np.add(logs_T, _FLOOR, pad.spare_T)
-    np.maximum(lowest_T, floor_T, out=lowest_T)
-    np.maximum(pad.highest_left, floor_T, out=floor_T)
-    np.subtract(lowest_T, floor_T, margins_T)
+def _exponentials(pad: "_Pad", scores_TE: Tensor) -> Array:
+    torch.exp(scores_TE, out=pad.exps_TE)
+    return _row_dots(pad.exps, pad.ones_E, pad.totals)
 
 
-_FLOOR = np.float32(FLOOR)
+def _find_ends(pad: "_Pad", ids_KT: Array | None) -> None:
+    """The lowest score chosen, the highest left and the highest of all, as exponentials.
+
+    Overwrites those of the chosen. Where all are (None) the first two are the same.
+    """
+    if ids_KT is None:
+        torch.amax(pad.exps_TE, 1, out=pad.left_T)
+        pad.highest[:] = pad.lowest[:] = pad.left
+        return
+    places_KT = np.add(ids_KT, pad.starts_T, pad.places_KT)
+    # Clipping is the mode that writes straight to where it should; no id is out of range here.
+    chosen_KT = pad.exps_flat.take(places_KT, None, pad.chosen_KT, "clip")
+    np.minimum.reduce(chosen_KT, 0, None, pad.lowest)
+    np.maximum.reduce(chosen_KT, 0, None, pad.highest)
+    pad.exps_flat[places_KT] = 0.0
+    torch.amax(pad.exps_TE, 1, out=pad.left_T)
+    np.maximum(pad.highest, pad.left, out=pad.highest)
+
+
 _REALS = SCALARS[SCALARS.index("entropy_sum") :]
 
 
@@ -239,12 +249,11 @@ class _Fields:
         self.num_experts = num_experts
         self.probs = slice(layout.prob_sum, layout.gate_weight_sum)
         self.gates = slice(layout.gate_weight_sum, layout.scalars)
-        self.tokens = layout.scalar("tokens")
-        self.reals = slice(layout.scalar(_REALS[0]), layout.width)
+        self.scalars = slice(layout.scalars, layout.width)
         self.scales: Array = np.ones(layout.width)
         self.scales[self.probs] = 1 << FRACTION_BITS["prob_sum"]
         self.scales[self.gates] = 1 << FRACTION_BITS["gate_weight_sum"]
-        self.scales[self.reals] = [1 << FRACTION_BITS[name] for name in _REALS]
+        self.scales[-len(_REALS) :] = [1 << FRACTION_BITS[name] for name in _REALS]
 
 
 _fields = lru_cache(maxsize=64)(_Fields)
@@ -265,46 +274,47 @@ class _Pad:
     Made outside of inference mode, so that any later forward may write to it.
     """
 
-    def __init__(self, n: int, num_experts: int) -> None:
+    def __init__(self, n: int, num_experts: int, top_k: int) -> None:
         with torch.inference_mode(False):
-            self.shifted_TE = torch.empty(n, num_experts, dtype=torch.float32, device="cpu")
             self.exps_TE = torch.empty(n, num_experts, dtype=torch.float32, device="cpu")
-            self.highest_T1 = torch.empty(n, 1, dtype=torch.float32, device="cpu")
-            self.highest_left_T = torch.empty(n, dtype=torch.float32, device="cpu")
-            self.reals_RT = torch.empty(len(_REALS) + 1, n, dtype=torch.float32, device="cpu")
+            self.peaks_T1 = torch.empty(n, 1, dtype=torch.float32, device="cpu")
             self.probs_E = torch.empty(num_experts, dtype=torch.float32, device="cpu")
-        self.shifted: Array = self.shifted_TE.numpy()
-        self.shifted_flat: Array = self.shifted.reshape(-1)
+            rows_RT = torch.empty(7, n, dtype=torch.float32, device="cpu")
+        self.size = n, num_experts, top_k
         self.exps: Array = self.exps_TE.numpy()
+        self.exps_flat: Array = self.exps.reshape(-1)
         self.exps_ET = self.exps_TE.t()
-        self.highest: Array = self.highest_T1.numpy().reshape(-1)
-        self.highest_left: Array = self.highest_left_T.numpy()
-        self.reals: Array = self.reals_RT.numpy()
-        self.rows = tuple(self.reals)
-        self.confidences_T = self.reals_RT[1]
+        self.peaks: Array = self.peaks_T1.numpy().reshape(-1)
         self.probs: Array = self.probs_E.numpy()
-        self.spare_T: Array = np.empty(n, np.float32)
+        rows: Array = rows_RT.numpy()
+        self.dots, self.highest, self.totals, self.lowest, self.left, self.squares, _ = rows
+        self.left_T, self.inverses, self.inverses_T = rows_RT[4], rows[6], rows_RT[6]
+        self.per_total, self.per_token = rows[:2], rows[2:6]
+        self.to_log, self.ends = rows[2:5].reshape(-1), rows[3:5].reshape(-1)
+        self.places_KT: Array = np.empty((top_k, n), np.int64)
+        self.chosen_KT: Array = np.empty((top_k, n), np.float32)
         self.starts_T: Array = np.arange(0, n * num_experts, num_experts)
         self.ones_E: Array = np.ones(num_experts, np.float32)
+        self.ones_T: Array = np.ones(n, np.float32)
 
 
 class _Pads(threading.local):
     """The pads of one thread that are not in use; the last few sizes."""
 
     def __init__(self) -> None:
-        self.free: dict[tuple[int, int], _Pad] = {}
+        self.free: dict[tuple[int, int, int], _Pad] = {}
 
 
 _MOST_PADS = 8
 _pads = _Pads()
 
 
-def _take_pad(n: int, num_experts: int) -> _Pad:
-    return _pads.free.pop((n, num_experts), None) or _Pad(n, num_experts)
+def _take_pad(n: int, num_experts: int, top_k: int) -> _Pad:
+    return _pads.free.pop((n, num_experts, top_k), None) or _Pad(n, num_experts, top_k)
 
 
 def _give_pad_back(pad: _Pad) -> None:
     free = _pads.free
-    free[pad.exps.shape] = pad
+    free[pad.size] = pad
     if len(free) > _MOST_PADS:
         del free[next(iter(free))]
