@@ -113,7 +113,13 @@ class RouterReader:
     def _by_ids(
         self, tensors: Sequence[Tensor], hidden: Tensor | None, shown_TE: Tensor | None
     ) -> Routing | None:
-        integers = [item for item in tensors if item.dtype in _INTEGERS]
+        integers, floats = [], []
+        for item in tensors:
+            dtype = item.dtype
+            if dtype in _INTEGERS:
+                integers.append(item)
+            elif dtype.is_floating_point:
+                floats.append(item)
         ids = [item for item in integers if item.dim() >= 2]
         if not ids and hidden is not None:  # one expert per token, and no axis for it
             ids = [item for item in integers if item.shape == hidden.shape[:-1]]
@@ -121,18 +127,14 @@ class RouterReader:
             ids = [item for item in ids if item.shape[-1] != self.num_experts]
         if len(ids) != 1:
             return None
-        weights = [
-            item for item in tensors if item.dtype.is_floating_point and item.shape == ids[0].shape
-        ]
-        wider = [
-            item
-            for item in tensors
-            if item.dtype.is_floating_point
-            and item.dim() >= 2
-            and item.shape[-1] == self.num_experts
-            and item.shape != ids[0].shape
-        ]
-        K = ids[0].shape[-1]
+        weights, wider = [], []
+        shape = ids[0].shape
+        for item in floats:
+            if item.shape == shape:
+                weights.append(item)
+            elif item.dim() >= 2 and item.shape[-1] == self.num_experts:
+                wider.append(item)
+        K = shape[-1]
         if not wider and self.top_k == K == self.num_experts and len(weights) > 1:
             # All experts are chosen: logits and weights have one shape, and logits come first. A
             # router that does not choose all of them returned a mask over experts, not ids.
@@ -153,11 +155,11 @@ class RouterReader:
             ids, weights = ids.unsqueeze(-1), weights.unsqueeze(-1)
         if ids.dim() < 2 or not 0 < ids.shape[-1] <= self.num_experts:
             return None
-        rows = ids.shape[:-1].numel()
+        rows = _rows_of(ids)
         if self.by_experts and rows == self.num_experts and self.top_k != ids.shape[-1]:
             return None
         if logits_TE is not None:
-            fits = logits_TE.shape[:-1].numel() == rows
+            fits = _rows_of(logits_TE) == rows
         else:
             known = () if hidden is None else (hidden.shape[:-1].numel(), hidden.shape[0])
             fits = (rows in known or hidden is None) and ids.shape[-1] < self.num_experts
@@ -198,6 +200,11 @@ def _dense(items: Sequence[Any]) -> list[Tensor]:
         for item in items
         if isinstance(item, Tensor) and item.layout is torch.strided and item.dim() >= 1
     ]
+
+
+def _rows_of(tensor: Tensor) -> int:
+    # The product over a slice of the shape costs more than all else that is asked of it.
+    return tensor.shape[0] if tensor.dim() == 2 else tensor.shape[:-1].numel()
 
 
 def items_of(output: Any) -> list[Any]:
