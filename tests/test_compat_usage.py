@@ -175,6 +175,23 @@ class TestLogging:
         (snapshot,) = sink.snapshots
         assert snapshot.metrics()["expert_usage/layer_0_experts_used"] == 1.0
 
+    def test_the_keys_under_other_names(self, monkeypatch):
+        """S2-15: alias renames the keys in W&B, and is looked at before the first window."""
+        rows = []
+        run = types.SimpleNamespace(log=rows.append)
+        monkeypatch.setitem(sys.modules, "wandb", module := types.ModuleType("wandb"))
+        module.run = run
+        tracker = ExpertUsageTracker(8, 1, log_freq=1, alias={"expert_usage": "peer"})
+        tracker.record_usage(0, choices(1))
+        tracker.step_end()
+        tracker.close()
+        assert rows[0]["peer/layer_0_coverage"] == 12.5
+        assert not any("expert_usage" in key for key in rows[0])
+        with pytest.raises(ValueError, match="'expert_usage': ''; give a key"):
+            ExpertUsageTracker(8, 1, alias={"expert_usage": ""})
+        with pytest.raises(ValueError, match=r"MemorySink\(\.\.\., alias"):
+            ExpertUsageTracker(8, 1, logger=MemorySink(), alias={"expert_usage": "peer"})
+
     def test_an_open_run_of_wandb_gets_the_keys(self, monkeypatch):
         """S2-14, S2-15: with wandb_enabled the run that is open gets a row per window."""
         rows = []

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 
+from moetrace import sinks
 from moetrace.index_keys import MOST_TABLES, hot_rows, index_summary, top_experts_table
 from moetrace.index_stats import index_stats_of, with_shared
-from moetrace.sinks import MemorySink, WandbSink
+from moetrace.sinks import MemorySink, MlflowSink, WandbSink
 from moetrace.sinks.charts import BUDGET, Charts
 from moetrace.snapshot import Snapshot
+from tests.alerts.made import alert
 from tests.report.made import stats
 
 
@@ -99,6 +101,99 @@ class TestPictures:
         assert not [k for k in charts().images(plain) if k.startswith("expert_usage")]
         assert not [k for k in charts().histograms(plain) if k.startswith("expert_usage")]
         assert not [k for k in charts().scalars(plain) if k.startswith("expert_usage")]
+
+
+class Recorder:
+    """Stands for a run, a writer and a client: keeps the keys that are logged to it."""
+
+    def __init__(self):
+        self.keys = set()
+
+    def log(self, row, **_):
+        """As runs of W&B and Trackio do."""
+        self.keys |= set(row)
+
+    def log_batch(self, run_id, metrics, **_):
+        """As MLflow's client does."""
+        self.keys |= {metric.key for metric in metrics}
+
+    def log_image(self, run_id, image, *, key, step):
+        """As MLflow's client does."""
+        self.keys.add(key)
+
+    def define_metric(self, name, **_):
+        """As a run of W&B does."""
+        self.keys.add(f"axis of {name}")
+
+    def flush(self):
+        """As a writer does."""
+
+    def _add(self, key, *_, **__):
+        self.keys.add(key)
+
+    add_scalar = add_image = add_histogram_raw = add_text = _add
+
+
+def sink_of(tracker, recorder, **options):
+    """A sink of that tracker, into the recorder; skips where the tracker is not there."""
+    name = {"WandbSink": "wandb", "TrackioSink": "trackio", "MlflowSink": "mlflow"}.get(tracker)
+    if name:
+        pytest.importorskip(name)
+    if tracker == "MlflowSink":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("mlflow.MlflowClient", lambda: recorder)
+            return MlflowSink("a run", **options)
+    return getattr(sinks, tracker)(recorder, **options)
+
+
+class TestAlias:
+    @pytest.mark.parametrize(
+        ("tracker", "pictures"),
+        [("WandbSink", 5), ("TensorBoardSink", 5), ("TrackioSink", 4), ("MlflowSink", 2)],
+    )
+    def test_renames_a_group_everywhere(self, tracker, pictures):
+        """S2-15: with an alias every key of the group, of scalars, pictures, histograms and the
+        table, has the other name in every tracker, and all else has its own.
+        """
+        routers = (stats("layers.0.mlp", [3, 1]),)
+        seen = {}
+        for alias in (None, {"expert_usage": "peer"}):
+            recorder = Recorder()
+            sink_of(tracker, recorder, alias=alias).write(window(*tables(2), routing=routers))
+            seen[alias is None] = {key for key in recorder.keys if not key.startswith("axis of")}
+        ours = {key for key in seen[True] if key.startswith("expert_usage/")}
+        assert len(ours) == 2 * 2 + 3 + pictures - 1
+        assert seen[False] == {key.replace("expert_usage/", "peer/") for key in seen[True]}
+
+    def test_one_key_of_a_group(self):
+        """S2-15: the longest beginning that has an alias decides, up to the whole key."""
+        alias = {"expert_usage/hot_experts_count": "hot", "expert_usage/layer_0": "first"}
+        found = charts(alias=alias).scalars(window(*tables(1)))
+        assert found["hot"] == 2.0
+        assert found["expert_usage/layer_0_coverage"] == 100.0
+
+    def test_a_phase_stands_before_it(self):
+        """S2-15: in evaluation the other name stands behind the phase."""
+        alias = {"expert_usage/": "peer/"}
+        found = charts(alias=alias).scalars(window(*tables(1), phase="eval"))
+        assert found["eval/peer/layer_0_coverage"] == 100.0
+
+    def test_alerts_too(self):
+        """S2-15: the keys of alerts can have other names."""
+        renamed = charts(alias={"alerts": "moe alerts"}).alert(alert(kind="hot_experts"))
+        assert list(renamed) == ["moe-20-alerts/hot_experts"]
+
+    def test_wandb_draws_them_over_its_steps(self):
+        """S2-15: what has another name in W&B still has the step of the window as its axis."""
+        recorder = Recorder()
+        sink_of("WandbSink", recorder, alias={"expert_usage": "peer"}).write(window(*tables(1)))
+        assert {"axis of peer/*", "axis of moe/*"} <= recorder.keys
+
+    @pytest.mark.parametrize("alias", [{"moe": ""}, {"": "x"}, {"/": "x"}, {"moe": 3}])
+    def test_an_alias_that_names_nothing(self, alias):
+        """S2-15: both sides of an alias are names."""
+        with pytest.raises(ValueError, match="give a key"):
+            charts(alias=alias)
 
 
 class TestHotTable:

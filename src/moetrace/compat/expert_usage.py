@@ -6,7 +6,7 @@ import secrets
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from moetrace.index_stats import IndexStats, index_stats_of, with_shared
 from moetrace.ops.backward import in_backward
 from moetrace.ops.index_sums import IndexSums
 from moetrace.probes.indices import with_history
+from moetrace.sinks.names import checked_alias
 from moetrace.sinks.recognised import recognised
 from moetrace.snapshot import Snapshot
 from moetrace.usage_summary import usage_summary
@@ -45,6 +46,9 @@ class ExpertUsageTracker:
         wandb_enabled: Log to the run of W&B that is open when a window closes, if there is one.
         columns: Sub-keys of the second half of a product key, for the figures that need them.
         logger: Where windows go too, anything that `moetrace.attach` takes as a sink.
+        alias: Other names for the keys of W&B and of the logger, or for groups of them:
+            ``{"expert_usage": "peer"}`` makes ``expert_usage/hot_experts_count``
+            ``peer/hot_experts_count``.
 
     Attributes:
         latest: The records of the last closed window, by layer.
@@ -66,6 +70,7 @@ class ExpertUsageTracker:
         *,
         columns: int = 0,
         logger: Any = None,
+        alias: Mapping[str, str] | None = None,
     ) -> None:
         for name, value in (
             ("num_experts", num_experts),
@@ -82,7 +87,8 @@ class ExpertUsageTracker:
         self.step = 0
         self.latest: tuple[IndexStats, ...] = ()
         self._wandb = wandb_enabled
-        self._feeds = [] if logger is None else [SinkFeed(recognised(logger))]
+        self._alias = checked_alias(alias)
+        self._feeds = [] if logger is None else [SinkFeed(recognised(logger, alias=self._alias))]
         self._sums: dict[int, IndexSums] = {}
         self._hot: dict[int, deque[NDArray[np.int64]]] = {}
         self._tokens = [0] * num_layers
@@ -218,4 +224,4 @@ class ExpertUsageTracker:
         wandb = sys.modules.get("wandb")
         if self._wandb and wandb is not None and getattr(wandb, "run", None) is not None:
             self._wandb = False
-            self._feeds.append(SinkFeed(recognised(wandb)))
+            self._feeds.append(SinkFeed(recognised(wandb, alias=self._alias)))

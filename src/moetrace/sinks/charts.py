@@ -7,6 +7,7 @@ as pictures and histograms and never as scalars.
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from moetrace.alerts import Alert
 from moetrace.index_keys import MOST_TABLES, top_experts_table
 from moetrace.metrics import load_share, utilisation
 from moetrace.sinks.colours import coloured
-from moetrace.sinks.names import tracker_name
+from moetrace.sinks.names import aliased, checked_alias, tracker_name
 from moetrace.snapshot import Snapshot
 
 __all__ = ["BUDGET", "HEATMAP_EVERY", "Charts", "Histogram", "alert_scalars"]
@@ -55,16 +56,24 @@ class Charts:
     Args:
         per_layer: Also five scalars, a picture and a histogram for each layer.
         heatmap_every: Optimizer steps between pictures; None draws none.
+        alias: Other names for keys or groups of keys, see `moetrace.sinks.names.aliased`.
 
     Raises:
-        ValueError: ``heatmap_every`` is below 1.
+        ValueError: ``heatmap_every`` is below 1, or an alias names nothing.
     """
 
-    def __init__(self, *, per_layer: bool, heatmap_every: int | None) -> None:
+    def __init__(
+        self,
+        *,
+        per_layer: bool,
+        heatmap_every: int | None,
+        alias: Mapping[str, str] | None = None,
+    ) -> None:
         if heatmap_every is not None and heatmap_every < 1:
             raise ValueError(
                 f"found heatmap_every={heatmap_every!r}; give a number of steps, or None for none"
             )
+        self.alias = checked_alias(alias)
         self._per_layer = per_layer
         self._every = heatmap_every
         self._last: int | None = None
@@ -77,14 +86,22 @@ class Charts:
         `Snapshot.metrics`, and the numbers of the tracer's own state as ``moe_health/{name}``.
         """
         found = {
-            tracker_name(_in_phase(snapshot.phase, key)): value
+            self.name(key, snapshot.phase): value
             for key, value in snapshot.metrics(per_layer=self._per_layer).items()
         }
         spare = max(0, BUDGET - len(found)) if not self._per_layer else BUDGET
         health = [(name, value) for name, value in snapshot.health.items() if _is_number(value)]
         for name, value in health[: spare // 2]:
-            found[tracker_name(f"moe_health/{name}")] = float(value)
+            found[self.name(f"moe_health/{name}")] = float(value)
         return found
+
+    def name(self, key: str, phase: str = "train") -> str:
+        """What a tracker is shown a key under, in a phase."""
+        return tracker_name(_in_phase(phase, aliased(key, self.alias)))
+
+    def alert(self, alert: Alert) -> dict[str, float]:
+        """`alert_scalars`, under the names that keys have here."""
+        return alert_scalars(alert, alias=self.alias)
 
     def note(self, snapshot: Snapshot) -> bool:
         """Remember a training window; whether pictures are due with it.
@@ -121,17 +138,17 @@ class Charts:
         pictures: dict[str, NDArray[np.uint8]] = {}
         busiest = top_experts_table(snapshot.indices)
         if busiest.size:
-            pictures["expert_usage/top_experts_heatmap"] = coloured(busiest)
+            pictures[self.name("expert_usage/top_experts_heatmap")] = coloured(busiest)
         widest = max((stats.num_experts for stats in snapshot), default=0)
         if not widest:
             return pictures
         table = np.full((len(snapshot.routing), widest), np.nan)
         for row, stats in enumerate(snapshot):
             table[row, : stats.num_experts] = utilisation(stats.tokens_per_expert)
-        pictures["moe/usage_heatmap"] = coloured(table)
+        pictures[self.name("moe/usage_heatmap")] = coloured(table)
         for layer in self._shares:
             share = self.columns(layer)
-            pictures[tracker_name(f"moe/{layer}/usage_heatmap")] = coloured(share * len(share))
+            pictures[self.name(f"moe/{layer}/usage_heatmap")] = coloured(share * len(share))
         return pictures
 
     def histograms(self, snapshot: Snapshot) -> dict[str, Histogram]:
@@ -142,7 +159,7 @@ class Charts:
         bar for each of the 100 busiest experts of a table, the busiest first.
         """
         found = {
-            f"expert_usage/layer_{at}_histogram": Histogram(
+            self.name(f"expert_usage/layer_{at}_histogram"): Histogram(
                 np.array(table.top_draws, np.int64), np.arange(len(table.top_draws) + 1.0)
             )
             for at, table in enumerate(snapshot.indices)
@@ -154,16 +171,16 @@ class Charts:
         together = np.concatenate(loads)
         edges = np.linspace(0.0, max(4.0, float(together.max())), _BINS + 1)
         counts = np.histogram(together, edges)[0].astype(np.int64)
-        found["moe/expert_utilisation"] = Histogram(counts, edges)
+        found[self.name("moe/expert_utilisation")] = Histogram(counts, edges)
         if self._per_layer:
             for stats in snapshot:
                 if _routed(stats):
-                    key = tracker_name(f"moe/{stats.layer}/tokens_per_expert")
+                    key = self.name(f"moe/{stats.layer}/tokens_per_expert")
                     found[key] = _by_expert(stats.tokens_per_expert)
         return found
 
 
-def alert_scalars(alert: Alert) -> dict[str, float]:
+def alert_scalars(alert: Alert, *, alias: Mapping[str, str] | None = None) -> dict[str, float]:
     """How many layers the kind of this alert holds in now, by key: ``alerts/{kind}``.
 
     >>> alert_scalars(Alert(kind="hot_experts", state="started", layer="mlp", phase="train",
@@ -171,7 +188,8 @@ def alert_scalars(alert: Alert) -> dict[str, float]:
     ...                     message="mlp: 1 hot expert", active=2))
     {'alerts/hot_experts': 2.0}
     """
-    return {tracker_name(_in_phase(alert.phase, f"alerts/{alert.kind}")): float(alert.active)}
+    key = aliased(f"alerts/{alert.kind}", alias or {})
+    return {tracker_name(_in_phase(alert.phase, key)): float(alert.active)}
 
 
 def _in_phase(phase: str, key: str) -> str:

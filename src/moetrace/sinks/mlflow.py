@@ -6,11 +6,12 @@ open a second run in silence.
 
 import importlib
 import time
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
 from moetrace.alerts import Alert
-from moetrace.sinks.charts import HEATMAP_EVERY, Charts, alert_scalars
+from moetrace.sinks.charts import HEATMAP_EVERY, Charts
 from moetrace.snapshot import Snapshot
 
 __all__ = ["MlflowSink"]
@@ -26,6 +27,8 @@ class MlflowSink:
             None takes the active run and starts one if there is none; that one is ended at the end.
         per_layer: Also five scalars and a picture for each layer.
         heatmap_every: Optimizer steps between pictures; None draws none. Pictures need Pillow.
+        alias: Other names for keys, or for groups of them: ``{"expert_usage": "peer"}`` makes
+            ``expert_usage/hot_experts_count`` ``peer/hot_experts_count``.
 
     Raises:
         ImportError: mlflow is not installed.
@@ -38,8 +41,9 @@ class MlflowSink:
         *,
         per_layer: bool = False,
         heatmap_every: int | None = HEATMAP_EVERY,
+        alias: Mapping[str, str] | None = None,
     ) -> None:
-        self._charts = Charts(per_layer=per_layer, heatmap_every=heatmap_every)
+        self._charts = Charts(per_layer=per_layer, heatmap_every=heatmap_every, alias=alias)
         mlflow = _mlflow()
         self._client = mlflow.MlflowClient()
         self._metric = mlflow.entities.Metric
@@ -61,7 +65,7 @@ class MlflowSink:
 
     def alert(self, alert: Alert, /) -> None:
         """Log how many layers its kind holds in."""
-        self._log(alert_scalars(alert), alert.step)
+        self._log(self._charts.alert(alert), alert.step)
 
     def close(self) -> None:
         """End the run, if it is the sink's own."""

@@ -7,8 +7,10 @@ so that two layers become one curve. This spelling uses only what all of them ke
 
 import hashlib
 import re
+from collections.abc import Mapping
+from typing import Any
 
-__all__ = ["tracker_name"]
+__all__ = ["aliased", "checked_alias", "tracker_name"]
 
 LONGEST = 200
 """Characters of a name; MLflow takes 250, and its images add a suffix."""
@@ -39,6 +41,44 @@ def tracker_name(name: str) -> str:
         return spelled
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     return f"{spelled[: LONGEST - 20].rstrip('/')}-h{digest}-"
+
+
+def aliased(key: str, alias: Mapping[str, str]) -> str:
+    """The key under another name, where it or a beginning of it up to a slash has one.
+
+    The longest that is named decides, so that one key of a renamed group can go elsewhere.
+
+    Args:
+        key: A key of ours.
+        alias: Other names, by key or by beginning.
+
+    >>> names = {"expert_usage": "peer", "expert_usage/hot_experts_count": "hot"}
+    >>> aliased("expert_usage/layer_0_coverage", names), aliased("moe/avg_expert_cv", names)
+    ('peer/layer_0_coverage', 'moe/avg_expert_cv')
+    >>> aliased("expert_usage/hot_experts_count", names)
+    'hot'
+    """
+    start = key
+    while start:
+        if start in alias:
+            return alias[start] + key[len(start) :]
+        start = start.rpartition("/")[0]
+    return key
+
+
+def checked_alias(alias: Mapping[Any, Any] | None) -> dict[str, str]:
+    """A copy of the aliases that somebody gave.
+
+    Raises:
+        ValueError: One is no text, or names nothing.
+    """
+    for key, name in (alias or {}).items():
+        if not (isinstance(key, str) and key.strip("/") and isinstance(name, str) and name):
+            raise ValueError(
+                f"found alias {key!r}: {name!r}; give a key, or its beginning up to a slash, "
+                "another name"
+            )
+    return {key.rstrip("/"): name.rstrip("/") or name for key, name in (alias or {}).items()}
 
 
 def _no_folder(name: str) -> bool:

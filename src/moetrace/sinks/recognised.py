@@ -4,6 +4,7 @@ By the name of its module, and else by what it can do. Nothing is imported to fi
 passes a W&B run has imported wandb.
 """
 
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, cast
 
@@ -17,7 +18,12 @@ __all__ = ["recognised"]
 
 
 def recognised(
-    logger: object, /, *, per_layer: bool = False, heatmap_every: int | None = 1000
+    logger: object,
+    /,
+    *,
+    per_layer: bool = False,
+    heatmap_every: int | None = 1000,
+    alias: Mapping[str, str] | None = None,
 ) -> Sink:
     """The sink for a logger object; a sink is returned as it is.
 
@@ -29,13 +35,19 @@ def recognised(
         logger: The object.
         per_layer: Of the sink that is made.
         heatmap_every: Of the sink that is made.
+        alias: Of the sink that is made.
 
     Raises:
         TypeError: It is none of these.
-        ValueError: It is a module that needs an open run and has none.
+        ValueError: It is a module that needs an open run and has none, or a sink, whose keys an
+            alias cannot rename any more.
     """
     home = _home(logger)
-    options: dict[str, Any] = {"per_layer": per_layer, "heatmap_every": heatmap_every}
+    options: dict[str, Any] = {
+        "per_layer": per_layer,
+        "heatmap_every": heatmap_every,
+        "alias": alias,
+    }
     if home == "wandb" and isinstance(logger, ModuleType):
         return WandbSink(logger, **options)
     if home == "mlflow":
@@ -43,6 +55,11 @@ def recognised(
     if home == "trackio":
         return TrackioSink(logger, **options)
     if home != "wandb" and _has(logger, "write", "close"):
+        if alias:
+            raise ValueError(
+                f"found alias= beside {type(logger).__name__}, which is a sink already; give the "
+                f"alias to the sink: {type(logger).__name__}(..., alias=...)"
+            )
         return cast(Sink, logger)
     if _has(logger, "add_scalar"):
         return TensorBoardSink(logger, **options)

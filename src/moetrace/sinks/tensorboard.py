@@ -2,12 +2,13 @@
 
 import importlib
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from moetrace.alerts import Alert
 from moetrace.index_keys import hot_rows
 from moetrace.printable import printable
-from moetrace.sinks.charts import HEATMAP_EVERY, Charts, alert_scalars
+from moetrace.sinks.charts import HEATMAP_EVERY, Charts
 from moetrace.snapshot import Snapshot
 
 __all__ = ["TensorBoardSink"]
@@ -21,6 +22,8 @@ class TensorBoardSink:
             one stays open at the end. By default the folder that TensorBoard itself would take.
         per_layer: Also five scalars, a picture and a histogram for each layer.
         heatmap_every: Optimizer steps between pictures; None draws none.
+        alias: Other names for keys, or for groups of them: ``{"expert_usage": "peer"}`` makes
+            ``expert_usage/hot_experts_count`` ``peer/hot_experts_count``.
 
     Raises:
         ImportError: A folder is given and TensorBoard is not installed.
@@ -34,8 +37,9 @@ class TensorBoardSink:
         *,
         per_layer: bool = False,
         heatmap_every: int | None = HEATMAP_EVERY,
+        alias: Mapping[str, str] | None = None,
     ) -> None:
-        self._charts = Charts(per_layer=per_layer, heatmap_every=heatmap_every)
+        self._charts = Charts(per_layer=per_layer, heatmap_every=heatmap_every, alias=alias)
         self._own = target is None or isinstance(target, str | os.PathLike)
         self._writer: Any = _opened(target) if self._own else target
 
@@ -63,14 +67,18 @@ class TensorBoardSink:
                 )
             if hot := hot_rows(snapshot.indices):
                 lines = ["| layer | expert |", "| --- | --- |", *(f"| {a} | {b} |" for a, b in hot)]
-                writer.add_text("expert_usage/hot_experts", "\n".join(lines), step)
+                writer.add_text(
+                    self._charts.name("expert_usage/hot_experts"), "\n".join(lines), step
+                )
         writer.flush()
 
     def alert(self, alert: Alert, /) -> None:
         """Add its line as text, and how many layers its kind holds in as a scalar."""
-        for key, value in alert_scalars(alert).items():
+        for key, value in self._charts.alert(alert).items():
             self._writer.add_scalar(key, value, alert.step)
-        self._writer.add_text("alerts", printable(alert.line, longest=1000), alert.step)
+        self._writer.add_text(
+            self._charts.name("alerts"), printable(alert.line, longest=1000), alert.step
+        )
         self._writer.flush()
 
     def close(self) -> None:

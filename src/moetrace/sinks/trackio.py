@@ -1,12 +1,13 @@
 """Snapshots in Trackio, into a run object: a "current run" belongs to the thread that began it."""
 
 import importlib
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
 from moetrace.alerts import Alert
 from moetrace.printable import printable
-from moetrace.sinks.charts import HEATMAP_EVERY, Charts, alert_scalars
+from moetrace.sinks.charts import HEATMAP_EVERY, Charts
 from moetrace.snapshot import Snapshot
 
 __all__ = ["TrackioSink"]
@@ -21,6 +22,8 @@ class TrackioSink:
             finished at the end.
         per_layer: Also five scalars, a picture and a histogram for each layer.
         heatmap_every: Optimizer steps between pictures; None draws none.
+        alias: Other names for keys, or for groups of them: ``{"expert_usage": "peer"}`` makes
+            ``expert_usage/hot_experts_count`` ``peer/hot_experts_count``.
         project: Of a run that the sink starts.
 
     Raises:
@@ -34,9 +37,10 @@ class TrackioSink:
         *,
         per_layer: bool = False,
         heatmap_every: int | None = HEATMAP_EVERY,
+        alias: Mapping[str, str] | None = None,
         project: str = "moetrace",
     ) -> None:
-        self._charts = Charts(per_layer=per_layer, heatmap_every=heatmap_every)
+        self._charts = Charts(per_layer=per_layer, heatmap_every=heatmap_every, alias=alias)
         self._trackio = _trackio()
         self._own = False
         if run is None or isinstance(run, ModuleType):
@@ -61,7 +65,7 @@ class TrackioSink:
 
     def alert(self, alert: Alert, /) -> None:
         """Log how many layers its kind holds in, and its line as an alert where it starts."""
-        self._run.log(alert_scalars(alert), step=alert.step)
+        self._run.log(self._charts.alert(alert), step=alert.step)
         if alert.state == "started":
             text = printable(alert.line, longest=1000)
             self._run.alert(title=f"MoE: {alert.kind}", text=text)

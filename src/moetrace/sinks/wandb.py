@@ -5,13 +5,14 @@ run's own counter are dropped in silence, which is what happens beside any other
 """
 
 import importlib
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
 from moetrace.alerts import Alert
 from moetrace.index_keys import hot_rows
 from moetrace.printable import printable
-from moetrace.sinks.charts import HEATMAP_EVERY, Charts, alert_scalars
+from moetrace.sinks.charts import HEATMAP_EVERY, Charts
 from moetrace.sinks.names import tracker_name
 from moetrace.snapshot import Snapshot
 
@@ -29,6 +30,8 @@ class WandbSink:
             is none; that one is finished at the end.
         per_layer: Also five scalars, a picture and a histogram for each layer.
         heatmap_every: Optimizer steps between pictures; None draws none.
+        alias: Other names for keys, or for groups of them: ``{"expert_usage": "peer"}`` makes
+            ``expert_usage/hot_experts_count`` ``peer/hot_experts_count``.
         define: Tell W&B to draw ``moe/*`` over ``moe/step``. Pass False where something else
             defines the axis of all keys, as the Trainer's callback does.
         project: Of a run that the sink starts.
@@ -43,10 +46,11 @@ class WandbSink:
         *,
         per_layer: bool = False,
         heatmap_every: int | None = HEATMAP_EVERY,
+        alias: Mapping[str, str] | None = None,
         define: bool = True,
         project: str = "moetrace",
     ) -> None:
-        self._charts = Charts(per_layer=per_layer, heatmap_every=heatmap_every)
+        self._charts = Charts(per_layer=per_layer, heatmap_every=heatmap_every, alias=alias)
         self._defined: set[str] | None = set() if define else None
         self._own = False
         self._module: Any = None
@@ -72,14 +76,14 @@ class WandbSink:
             for key, found in self._charts.histograms(snapshot).items():
                 row[key] = wandb.Histogram(np_histogram=(found.counts, found.edges))
             if hot := hot_rows(snapshot.indices):
-                row["expert_usage/hot_experts"] = wandb.Table(
+                row[self._charts.name("expert_usage/hot_experts")] = wandb.Table(
                     columns=["layer", "expert"], data=[list(pair) for pair in hot]
                 )
         self._log(row, snapshot.phase, snapshot.last_step)
 
     def alert(self, alert: Alert, /) -> None:
         """Log how many layers its kind holds in; where it starts, send an alert of W&B's own."""
-        self._log(alert_scalars(alert), alert.phase, alert.step)
+        self._log(self._charts.alert(alert), alert.phase, alert.step)
         send = getattr(self._run, "alert", None)
         if alert.state == "started" and callable(send):
             send(title=f"MoE: {alert.kind}", text=printable(alert.line, longest=1000), level="WARN")
@@ -108,6 +112,10 @@ class WandbSink:
             define("moe_health/*", step_metric=_STEP)
         for group in ("moe", "alerts", "expert_usage"):
             define(f"{prefix}{group}/*", step_metric=_STEP)
+        for name in map(tracker_name, self._charts.alias.values()):
+            # of a group or of a single key
+            define(f"{prefix}{name}/*", step_metric=_STEP)
+            define(f"{prefix}{name}", step_metric=_STEP)
         self._defined.add(prefix)
 
 
