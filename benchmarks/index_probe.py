@@ -147,7 +147,8 @@ def main() -> None:
     for name, milliseconds in steps.items():
         print(f"{name:50}{milliseconds:>10.2f}")
     made, _ = meter(scores=True)
-    print(f"sums on the device: {made.bytes / 1e6:.0f} MB, {made.bytes / LAYERS / EXPERTS:.1f} B")
+    each = made.bytes / LAYERS / EXPERTS / 2
+    print(f"sums on the device: {made.bytes / 1e6:.0f} MB, {each:.1f} B per expert and statistic")
     publish(
         "index_probe",
         {

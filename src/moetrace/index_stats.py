@@ -329,7 +329,7 @@ def index_stats_of(
         out_of_range: Draws of experts that are not there.
         due: Whether the counts are worth a place on the disk.
 
-    Cost: some 40 ms for a million experts with their scores (``benchmarks/index_probe.py``).
+    Cost: some 45 ms for a million experts with their scores (``benchmarks/index_probe.py``).
     """
     noted = dict.fromkeys(INDEX_SCALARS, 0) | dict(scalars or {})
     # A million counts have some hundred different values: nearly all follows from how often each.
