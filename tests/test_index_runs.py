@@ -65,6 +65,19 @@ class TestTracer:
         assert len(said) == 1
         assert "(table)" in said[0]
 
+    def test_a_table_that_is_only_evaluated_is_said(self, caplog):
+        """Where the look-ups of the first window were not in training, the warning says that."""
+        torch.manual_seed(0)
+        model = ProductKeyModel([ProductKeyLayer(side=65)]).eval()
+        caplog.set_level(logging.WARNING, "moetrace")
+        with moetrace.attach(model, every=1) as tracer:
+            trained(tracer, model, steps=2)
+        (said,) = [r.message for r in caplog.records if "no table of experts" in r.message]
+        assert said.endswith(
+            "(layers.0): evaluation, phases of your own and forwards without "
+            "gradients are not counted"
+        )
+
     def test_the_log_names_the_broken_layer(self, caplog, tmp_path):
         """S2-18: without any sink the whole finding is a warning after the first window."""
         torch.manual_seed(0)

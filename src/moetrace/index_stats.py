@@ -35,7 +35,15 @@ from moetrace.metrics import (
     unevenness_score_floor,
 )
 
-__all__ = ["DENSE", "INDEX_METRICS", "MOST_LISTED", "IndexStats", "index_stats_of", "with_shared"]
+__all__ = [
+    "DENSE",
+    "INDEX_METRICS",
+    "MOST_LISTED",
+    "IndexStats",
+    "LookUps",
+    "index_stats_of",
+    "with_shared",
+]
 
 MOST_LISTED = 100
 """Experts that a list of a record holds at most: the hot ones, the busiest, the persistent."""
@@ -88,6 +96,24 @@ INDEX_METRICS = (
     "rank_slope",
 )
 """Keys of `IndexStats.metrics`, in its order."""
+
+
+@dataclass(frozen=True, slots=True)
+class LookUps:
+    """How often a table was looked up so far, as far as Python saw it.
+
+    Attributes:
+        num_experts: E.
+        counted: In training forwards with gradients, which alone are counted.
+        outside: In evaluation, or in a phase that the user named.
+        without_gradients: In train mode; those of a reentrant checkpoint are counted when they are
+            computed again.
+    """
+
+    num_experts: int
+    counted: int = 0
+    outside: int = 0
+    without_gradients: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

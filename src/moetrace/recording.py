@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from moetrace.accumulator import Accumulators
 from moetrace.host_copy import is_capturing
+from moetrace.index_stats import LookUps
 from moetrace.ops import TracerState
 from moetrace.outbox import Meter, Outbox
 from moetrace.probes import GradientMeter, IndexMeter, Receipts, RoutingProbe
@@ -253,6 +254,12 @@ class Recording:
         """Layers whose look-ups in a table of experts are counted."""
         meters = (meter for meter in self._meters if isinstance(meter, IndexMeter))
         return tuple(layer for meter in meters for layer in meter.layers)
+
+    @property
+    def look_ups(self) -> dict[str, LookUps]:
+        """How often each of those tables was looked up so far, counted or not."""
+        meters = (meter for meter in self._meters if isinstance(meter, IndexMeter))
+        return {layer: found for meter in meters for layer, found in meter.look_ups.items()}
 
     @contextmanager
     def paused(self) -> Iterator[Callable[[], Tensor | None]]:

@@ -18,7 +18,7 @@ KINDS = frozenset(
     not-visible nothing-yet open other-scoring other-top-k out-of-range part-silent
     router-not-called router-replaced run-not-written sampled scores-contradict shared-router silent
     sink-failed some-not-traced trial-failed trial-refused unused-in-trial went-silent
-    withheld zero-weight
+    uncounted-look-ups withheld zero-weight
     """.split()  # noqa: SIM905
 )
 """Every kind of finding; each has an entry in ``docs/doctor.md``."""

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping
 
 from moetrace.diagnosis.finding import Finding, SiteState
-from moetrace.index_stats import IndexStats
+from moetrace.index_stats import IndexStats, LookUps
 from moetrace.index_verdict import ADVICE, index_verdicts
 
-__all__ = ["check_tables", "table_states"]
+__all__ = ["check_look_ups", "check_tables", "table_states"]
 
 _KINDS = {
     "unreachable_experts": "unreachable-experts",
@@ -14,6 +14,11 @@ _KINDS = {
     "low_coverage": "low-coverage",
 }
 """Verdicts that are about the layer itself; what is hot is for alerts."""
+
+_TRAIN = (
+    "a table is counted in train mode, with gradients, between on_step_begin() and on_step_end(); "
+    "no backward is needed"
+)
 
 _STRUCTURAL = "look first at how an index is formed from its sub-keys (i * columns + j); "
 
@@ -38,15 +43,46 @@ def check_tables(tables: Iterable[IndexStats]) -> list[Finding]:
     return findings
 
 
-def table_states(names: Iterable[str], newest: Mapping[str, IndexStats]) -> list[SiteState]:
+def check_look_ups(asked: Mapping[str, LookUps], *, stepped: bool) -> list[Finding]:
+    """Findings about tables that were looked up where nothing is counted, or not at all.
+
+    Args:
+        asked: How often each was looked up.
+        stepped: Whether a step has finished.
+    """
+    findings = []
+    for layer, seen in asked.items():
+        if seen.counted and seen.outside:
+            text = f"{seen.outside} look-ups in evaluation or a phase of your own are in no window"
+            findings.append(Finding("uncounted-look-ups", "note", text, _TRAIN, (layer,)))
+        elif not seen.counted and seen.outside + seen.without_gradients:
+            text = (
+                f"looked up {seen.outside} times in evaluation or a phase of your own and "
+                f"{seen.without_gradients} times without gradients, which is not counted, and "
+                "never in training"
+            )
+            findings.append(Finding("uncounted-look-ups", "warning", text, _TRAIN, (layer,)))
+        elif not seen.counted and stepped:
+            advice = "if its ids come in another way, give IndexProbe(indices_from=...)"
+            text = "counted nothing: its forward did not run, or takes its ids otherwise"
+            findings.append(Finding("silent", "warning", text, advice, (layer,)))
+    return findings
+
+
+def table_states(
+    names: Iterable[str],
+    newest: Mapping[str, IndexStats],
+    asked: Mapping[str, LookUps] | None = None,
+) -> list[SiteState]:
     """State of every table, as of any site.
 
     Args:
         names: Layers whose look-ups are counted.
         newest: The newest record of each that has one.
+        asked: How often each was looked up, where the tracer is asked and not a run.
     """
     return [
-        SiteState(name, "table", "IndexMeter", state="silent")
+        _unwritten(name, (asked or {}).get(name))
         if (found := newest.get(name)) is None
         else SiteState(
             name=name,
@@ -61,3 +97,10 @@ def table_states(names: Iterable[str], newest: Mapping[str, IndexStats]) -> list
         )
         for name in names
     ]
+
+
+def _unwritten(name: str, seen: LookUps | None) -> SiteState:
+    """State of a table that no closed window holds."""
+    if seen is None or not seen.counted:
+        return SiteState(name, "table", "IndexMeter", state="silent")
+    return SiteState(name, "table", "IndexMeter", num_experts=seen.num_experts, calls=seen.counted)

@@ -22,7 +22,7 @@ from moetrace.diagnosis.structure import (
     replaced_forward,
     scored_by,
 )
-from moetrace.diagnosis.tables import check_tables, table_states
+from moetrace.diagnosis.tables import check_look_ups, check_tables, table_states
 from moetrace.diagnosis.trial import bare_model, refusal, run_once, untouched
 from moetrace.diagnosis.windows import check_windows
 from moetrace.diagnosis.witness import Witness
@@ -73,7 +73,8 @@ def diagnose(
     counted = {name for name, found in stats.items() if found.calls}
     newest = {item.layer: item for window in windows for item in window.indices}
     routed = {item.site.name for item in attached.traced}
-    tables = table_states((name for name in recording.tables if name not in routed), newest)
+    asked = {name: found for name, found in recording.look_ups.items() if name not in routed}
+    tables = table_states(asked, newest, asked)
     witnesses: list[Witness] = []
     trial: list[Finding] = []
     if inputs is not None and model is not None and not recording.closed:
@@ -84,6 +85,7 @@ def diagnose(
         *_less_asked(check_windows(windows, stated), asked=bool(witnesses)),
         *(check_structure(model, attached.traced) if model is not None else ()),
         *check_tables(newest.values()),
+        *check_look_ups(asked, stepped=recording.step > 0),
         *trial,
         *_unread(recording, attached),
         *_withheld(recording),

@@ -11,6 +11,7 @@ import itertools
 import os
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +53,9 @@ class IndexState:
         keys: Scores of the sub-keys, until the look-up of the same forward.
         most: What the open step may have added to one count at most, by table.
         surplus: Sums of the look-ups of the open step that the table's own have no room for.
+        seen: Look-ups so far, by table and by what became of them: ``"counted"``, ``"outside"`` of
+            the training (evaluation, a phase of the user's), or without ``"gradients"``. A
+            replayed CUDA graph adds none.
     """
 
     def __init__(self, tracer: TracerState) -> None:
@@ -65,6 +69,7 @@ class IndexState:
         self.keys: dict[tuple[int, int], Tensor] = {}
         self.most: dict[int, int] = {}
         self.surplus: dict[int, Tensor] = {}
+        self.seen: Counter[tuple[int, str]] = Counter()
 
     def forget_step(self) -> None:
         """The open step is over, however it ended."""
@@ -191,7 +196,10 @@ def note_keys(sums: Tensor, key: Tensor, scores: Tensor, handle: int) -> None:
 
 def _counts(state: IndexState, table: int, *, grad: bool, training: bool) -> bool:
     tracer = state.tracer
-    if state.failures.get(table, 0) >= _MOST_FAILURES or tracer.named or not training:
+    if state.failures.get(table, 0) >= _MOST_FAILURES:
+        return False
+    if tracer.named or not training:
+        state.seen[table, "outside"] += 1
         return False
     if in_backward():
         if not grad or table in state.first or table not in state.no_grad:
@@ -200,9 +208,11 @@ def _counts(state: IndexState, table: int, *, grad: bool, training: bool) -> boo
         return False
     elif not grad:
         state.no_grad.add(table)
+        state.seen[table, "gradients"] += 1
         return False
     else:
         state.first.add(table)
+    state.seen[table, "counted"] += 1
     state.counted = tracer.saw_first = True
     return True
 

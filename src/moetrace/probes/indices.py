@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from moetrace.index_layout import INDEX_SCALARS, IndexLayout
-from moetrace.index_stats import MOST_LISTED, IndexStats, index_stats_of, with_shared
+from moetrace.index_stats import MOST_LISTED, IndexStats, LookUps, index_stats_of, with_shared
 from moetrace.metrics import hot_indices, hot_overlap, persistent_experts
 from moetrace.ops import TracerState
 from moetrace.ops.indices import IndexState, register_indices
@@ -87,6 +87,20 @@ class IndexMeter:
         """Names of the layers."""
         return tuple(item.shape.layer for item in self._followed)
 
+    @property
+    def look_ups(self) -> dict[str, LookUps]:
+        """How often each layer's table was looked up so far, counted or not."""
+        seen, found = self._state.seen, {}
+        for item in self._followed:
+            key = item.probe.key.data_ptr()
+            found[item.shape.layer] = LookUps(
+                item.shape.num_experts,
+                seen[key, "counted"],
+                seen[key, "outside"],
+                seen[key, "gradients"],
+            )
+        return found
+
     def end_step(self) -> None:
         """Add the open step to the open window."""
         for device, group in self._by_device().items():
@@ -117,9 +131,12 @@ class IndexMeter:
         due = every > 0 and self._windows % every == 0
         if not self._asked and not self._heard:
             _log.warning(
-                "no table of experts was looked up in the first window (%s): its forward did not "
-                "run, or takes its ids otherwise; give IndexProbe(indices_from=...) for those",
+                "no table of experts was looked up in the training of the first window (%s): %s",
                 ", ".join(self.layers[:3]),
+                "evaluation, phases of your own and forwards without gradients are not counted"
+                if self._state.seen
+                else "its forward did not run, or takes its ids otherwise; give "
+                "IndexProbe(indices_from=...) for those",
             )
         self._asked = True
         closed = []
