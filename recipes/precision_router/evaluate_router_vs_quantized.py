@@ -28,7 +28,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from layerwise.readout import read_out
     from layerwise.routing_trace import ALERTS, collapse_of, layer_choices
     from layerwise.trained import load_trained, unseen_pieces
-    from tqdm.auto import tqdm
+    from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
     import moetrace
     from moetrace.sinks import MemorySink

@@ -30,7 +30,8 @@ def load_model(model_id: str, *, dtype: torch.dtype = torch.float32) -> nn.Modul
         return tiny_model().to(dtype)
     from transformers import AutoModelForCausalLM
 
-    return _loaded(AutoModelForCausalLM, model_id, dtype=dtype)
+    model: nn.Module = _loaded(AutoModelForCausalLM, model_id, dtype=dtype)
+    return model
 
 
 def load_tokenizer(model_id: str) -> Any:

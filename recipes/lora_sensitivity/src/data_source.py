@@ -108,7 +108,7 @@ def _test(data: DataConfig, model_id: str) -> tuple[list[Prompt] | None, str]:
 def _from_hub(dataset: DatasetType, part: str) -> tuple[list[Example], str]:
     name, branch = HUB[dataset]
     try:
-        import datasets
+        import datasets  # type: ignore[import-untyped]
     except ImportError as error:
         raise ExperimentError(
             "the data set needs the package `datasets` (pip install datasets); "

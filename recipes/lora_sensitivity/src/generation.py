@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from configs.config import DatasetType, ExperimentConfig
 from src.encoding import left_padded, prompt_ids
@@ -16,7 +15,7 @@ __all__ = ["answers"]
 
 
 def answers(
-    model: nn.Module,
+    model: Any,
     tokenizer: Any,
     prompts: Sequence[Prompt],
     config: ExperimentConfig,

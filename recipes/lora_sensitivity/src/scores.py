@@ -51,12 +51,12 @@ def scored(answers: Sequence[str], references: Sequence[Sequence[str]]) -> dict[
 def _bleu(
     answers: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[dict[str, float], dict[str, str]]:
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics import BLEU  # type: ignore[attr-defined]
 
     bleu = BLEU(tokenize="13a")
     most = max(map(len, references))
     # sacrebleu wants streams: the first reference of every answer, the second of every answer, ...
-    streams = [
+    streams: list[Any] = [  # its types leave out None, its manual asks for it
         [texts[at] if at < len(texts) else None for texts in references] for at in range(most)
     ]
     found = bleu.corpus_score(list(answers), streams).score / 100
@@ -66,7 +66,7 @@ def _bleu(
 def _rouge(
     answers: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[dict[str, float], dict[str, str]]:
-    from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
 
     kinds = ["rouge1", "rouge2", "rougeL"]
     scorer = RougeScorer(kinds, use_stemmer=False)
@@ -90,8 +90,8 @@ class _NoSynonyms:
 def _meteor(
     answers: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[dict[str, float], dict[str, str]]:
-    from nltk.tokenize import wordpunct_tokenize
-    from nltk.translate.meteor_score import meteor_score
+    from nltk.tokenize import wordpunct_tokenize  # type: ignore[import-untyped]
+    from nltk.translate.meteor_score import meteor_score  # type: ignore[import-untyped]
 
     dictionary, variant = _dictionary()
     total = 0.0
@@ -105,7 +105,7 @@ def _meteor(
 def _dictionary() -> tuple[Any, str]:
     """WordNet where NLTK has it; without it METEOR matches equal words and equal stems only."""
     try:
-        from nltk.corpus import wordnet
+        from nltk.corpus import wordnet  # type: ignore[import-untyped]
 
         wordnet.synsets("house")
     except (LookupError, OSError, AttributeError):

@@ -50,7 +50,7 @@ class Trained:
         notes: What a person should know.
     """
 
-    model: nn.Module
+    model: Any
     tokenizer: Any
     losses: dict[str, list[tuple[int, float]]]
     steps: int

@@ -125,7 +125,7 @@ def load_nested(
     Raises:
         RecipeError: It is no folder of a nested model, or one that is not whole.
     """
-    from accelerate import init_empty_weights
+    from accelerate import init_empty_weights  # type: ignore[import-untyped]
     from safetensors import SafetensorError
     from safetensors.torch import load_file
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -89,7 +89,7 @@ def texts_of(dataset: str) -> tuple[Sequence[str], bool]:
         )
     entry = HUB[dataset]
     try:
-        import datasets
+        import datasets  # type: ignore[import-untyped]
 
         rows: Any = datasets.load_dataset(*entry.arguments, **dict(entry.options))
         texts: Sequence[str] = rows[entry.column]  # not read before it is looked at

@@ -59,7 +59,7 @@ def teach(
     model: nn.Module, text: str, *, steps: int, seed: int, learning_rate: float = 3e-3
 ) -> float:
     """Train a model on the bytes of a text; returns the loss of the last step, nats per byte."""
-    from tqdm.auto import trange
+    from tqdm.auto import trange  # type: ignore[import-untyped]
 
     ids = torch.tensor(byte_ids(text))
     draw = torch.Generator().manual_seed(seed)

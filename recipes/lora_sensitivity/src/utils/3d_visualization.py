@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from mpl_toolkits import mplot3d
+from mpl_toolkits import mplot3d  # type: ignore[import-untyped]
 
 from src.errors import ExperimentError
 from src.utils.drawing import new_figure, saved
