@@ -24,7 +24,7 @@ MOST_IN_WINDOW = (1 << WINDOW_BITS) - 1
 
 _STEP = (1 << STEP_BITS) - 1
 # What stays in a core's cache is added faster; on other devices each part is a kernel to launch.
-_HOST_CHUNK, _DEVICE_CHUNK = 1 << 15, 1 << 20
+_HOST_CHUNK, _DEVICE_CHUNK = 1 << 15, 1 << 21
 
 
 class TableSums:
@@ -53,7 +53,7 @@ class TableSums:
             most: What the step may have added to one count at most.
             surplus: Sums of those of its look-ups that ``sums`` had no room for.
 
-        Cost: one pass over the counts, with 256 kB beside them on a CPU, and 8 MB elsewhere.
+        Cost: one pass over the counts, with 256 kB beside them on a CPU, at most 16 MB elsewhere.
         """
         counts = self.sums[: self.layout.counts]
         if self._most + most > MOST_IN_WINDOW:
