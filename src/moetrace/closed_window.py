@@ -1,6 +1,6 @@
 """A window that the training thread has closed, and the records that its sums become."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,26 @@ class ClosedWindow:
     wall_time: float
     copy: HostCopy
     health: Mapping[str, Any]
+
+    def records(
+        self, sites: Sequence[Site]
+    ) -> tuple[dict[int, RoutingStats], dict[str, list[Any]]]:
+        """What was counted, by position of the router, and what probes measured, by field.
+
+        Takes the sums out of the copy: call it once.
+        """
+        stats: dict[int, RoutingStats] = {}
+        probed: dict[str, list[Any]] = {}
+        for routers, probes, sums in self.copy.arrays():
+            start = 0
+            for index in routers:
+                width = AccumulatorLayout(sites[index].columns).width
+                stats[index] = stats_of(sites[index], sums[start : start + width])
+                start += width
+            for probe, width in probes:
+                probed.setdefault(probe.field, []).extend(probe.stats(sums[start : start + width]))
+                start += width
+        return stats, probed
 
 
 def stats_of(site: Site, sums: NDArray[np.int64]) -> RoutingStats:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from moetrace.alerts import Alert, AlertJudge
-from moetrace.closed_window import ClosedWindow, stats_of
+from moetrace.closed_window import ClosedWindow
 from moetrace.feed import SinkFeed
 from moetrace.layout import AccumulatorLayout
 from moetrace.metrics import EverUsed
@@ -23,7 +23,7 @@ from moetrace.probe_stats import joined
 from moetrace.probes import RECEIPTS
 from moetrace.readers import Site
 from moetrace.reduction import LiveReduction, Offer
-from moetrace.routing_stats import RoutingStats
+from moetrace.silence import Silence
 from moetrace.sinks.base import Sink
 from moetrace.snapshot import Snapshot, merge, with_never_used
 from moetrace.withholding import Withholding
@@ -112,7 +112,7 @@ class Writer:
         self._lost: deque[str] = deque()
         self._unwritten: dict[str, Snapshot] = {}
         self._withholding = Withholding(sites)
-        self._checked_silence = False
+        self._silence = Silence(sites)
         self._wake = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="moetrace-writer", daemon=True)
@@ -205,17 +205,7 @@ class Writer:
             return self._queue[0] if self._queue else None
 
     def _snapshot(self, window: ClosedWindow) -> Snapshot:
-        stats: dict[int, RoutingStats] = {}
-        probed: dict[str, list[Any]] = {}
-        for routers, probes, sums in window.copy.arrays():
-            start = 0
-            for index in routers:
-                width = AccumulatorLayout(self._sites[index].columns).width
-                stats[index] = stats_of(self._sites[index], sums[start : start + width])
-                start += width
-            for probe, width in probes:
-                probed.setdefault(probe.field, []).extend(probe.stats(sums[start : start + width]))
-                start += width
+        stats, probed = window.records(self._sites)
         stats = self._withholding.apply(stats, probed.pop(RECEIPTS, ()))
         joined_records: dict[str, Any] = {
             # one block over two devices, or what is measured has changed within the window
@@ -235,7 +225,8 @@ class Writer:
             health={**window.health, **self._own_health(), **saturated},
             **joined_records,
         )
-        self._report_silence(window.phase, stats)
+        if window.phase == "train":
+            self._silence.hear(stats, self._withholding.reasons)
         return snapshot
 
     def _record(self, snapshot: Snapshot) -> None:
@@ -354,29 +345,6 @@ class Writer:
         if self._segment is not None and self._segment.durability != "synced":
             health["durability"] = self._segment.durability
         return health
-
-    def _report_silence(self, phase: str, stats: Mapping[int, RoutingStats]) -> None:
-        if self._checked_silence or phase != "train":
-            return
-        self._checked_silence = True
-        came = any(stats[index].calls for index in stats if self._sites[index].kind is not None)
-        silent = [
-            self._sites[index].name
-            for index in stats
-            # Tokens of one kind may not have come at all.
-            if stats[index].calls == 0 and (self._sites[index].kind is None or not came)
-            if index not in self._withholding.reasons
-        ]
-        if silent:
-            _log.warning(
-                "%d of %d routers counted nothing in the first window (%s%s): their forward did "
-                "not run, was replaced by a kernel library or compiled elsewhere, or does not "
-                "return logits, weights and expert ids; write a reader (readers=...) for those",
-                len(silent),
-                len(stats),
-                ", ".join(silent[:3]),
-                ", ..." if len(silent) > 3 else "",
-            )
 
     def _say_unwritten(self, error: Exception) -> None:
         if self.log_error is None:
