@@ -196,6 +196,7 @@ class Writer:
             with self._wake:
                 self._queue.popleft()
                 self._wake.notify_all()
+            del window  # not until the next one has come: it may hold the sums of a million experts
         self._finish()
 
     def _next(self) -> ClosedWindow | None:
