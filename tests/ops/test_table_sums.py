@@ -67,7 +67,7 @@ class Sums:
     def look_up(self, ids):
         """Draw and score."""
         ids = torch.tensor([ids])
-        room = indices._room(self.state, 0, self.table.sums, index_sums.most_added(ids))
+        room = indices._room(self.state, 0, self.table.sums, LAYOUT, index_sums.most_added(ids))
         drawn = add_draws(self.state.tracer, room, LAYOUT, ids, None)
         add_scored(self.state.tracer, self.table.sums, LAYOUT, drawn, torch.full(ids.shape, 0.5))
 

@@ -52,7 +52,7 @@ class IndexState:
         drawn: Look-ups whose scores are still to come.
         keys: Scores of the sub-keys, until the look-up of the same forward.
         most: What the open step may have added to one count at most, by table.
-        surplus: Sums of the look-ups of the open step that the table's own have no room for.
+        surplus: Counts of the look-ups of the open step that the table's own have no room for.
         seen: Look-ups so far, by table and by what became of them: ``"counted"``, ``"outside"`` of
             the training (evaluation, a phase of the user's), or without ``"gradients"``. A
             replayed CUDA graph adds none.
@@ -138,7 +138,7 @@ def note_lookup(
         if ids.device != sums.device:
             state.tracer.misplaced = True
             ids = ids.to(sums.device)
-        room = _room(state, place[0], sums, most_added(ids))
+        room = _room(state, place[0], sums, layout, most_added(ids))
         drawn = add_draws(state.tracer, room, layout, ids, mask_T)
         if rule == 1:
             state.drawn[place] = drawn
@@ -217,12 +217,12 @@ def _counts(state: IndexState, table: int, *, grad: bool, training: bool) -> boo
     return True
 
 
-def _room(state: IndexState, table: int, sums: Tensor, more: int) -> Tensor:
+def _room(state: IndexState, table: int, sums: Tensor, layout: IndexLayout, more: int) -> Tensor:
     """Where ``more`` draws have room: the table's sums, or what stands beside them in this step."""
     most = state.most.get(table, 0) + more
     if most > MOST_IN_STEP:
         if table not in state.surplus:
-            state.surplus[table] = zeros(sums.numel(), sums.device)
+            state.surplus[table] = zeros(layout.counts, sums.device)
         return state.surplus[table]
     state.most[table] = most
     return sums

@@ -51,7 +51,7 @@ class TableSums:
 
         Args:
             most: What the step may have added to one count at most.
-            surplus: Sums of those of its look-ups that ``sums`` had no room for.
+            surplus: Counts of those of its look-ups that ``sums`` had no room for.
 
         Cost: one pass over the counts, with 256 kB beside them on a CPU, at most 16 MB elsewhere.
         """
@@ -62,7 +62,7 @@ class TableSums:
             self._most = 0
         self._most += most
         if surplus is not None:
-            self._keep(surplus[: self.layout.counts])
+            self._keep(surplus)
         # w << 28 | s becomes (w + s) << 28, since that is s * (2**28 - 1) more.
         for part in counts.split(_HOST_CHUNK if counts.is_cpu else _DEVICE_CHUNK):
             part.add_(part & _STEP, alpha=_STEP)
