@@ -1,25 +1,42 @@
 // Load of the expert-parallel ranks, for a placement that the reader chooses.
 
-// Each says on which rank every expert lies, from the assignments of the window shown.
+// Each says on which rank every copy of an expert lies and what it takes, from the assignments of the window shown.
 const PLACEMENTS = {
-  contiguous: (counts, ranks) => counts.map((_, expert) => Math.floor((expert * ranks) / counts.length)),
-  striped: (counts, ranks) => counts.map((_, expert) => expert % ranks),
-  // heaviest expert first, onto the lightest rank that has room: what rearranging could give at most
-  balanced: (counts, ranks) => {
-    const loads = new Array(ranks).fill(0), held = new Array(ranks).fill(0), placed = new Array(counts.length);
-    const room = Math.ceil(counts.length / ranks);
-    const order = counts.map((_, expert) => expert).sort((a, b) => counts[b] - counts[a] || a - b);
-    for (const expert of order) {
-      let best = -1;
-      for (let rank = 0; rank < ranks; rank++)
-        if (held[rank] < room && (best < 0 || loads[rank] < loads[best])) best = rank;
-      placed[expert] = best;
-      loads[best] += counts[expert];
-      held[best] += 1;
-    }
-    return placed;
-  },
+  contiguous: (counts, ranks) => counts.map((load, expert) => ({ expert, load, rank: Math.floor((expert * ranks) / counts.length) })),
+  striped: (counts, ranks) => counts.map((load, expert) => ({ expert, load, rank: expert % ranks })),
+  balanced: (counts, ranks) => packed(counts.map((load, expert) => ({ expert, load })), ranks),
+  replicas: (counts, ranks) => packed(replicated(counts, ranks), ranks),
 };
+
+// Heaviest copy first, onto the lightest rank that has room: what rearranging could give at most.
+function packed(copies, ranks) {
+  const loads = new Array(ranks).fill(0), held = new Array(ranks).fill(0);
+  const room = Math.ceil(copies.length / ranks);
+  copies.sort((a, b) => b.load - a.load || a.expert - b.expert);
+  for (const copy of copies) {
+    let best = -1;
+    for (let rank = 0; rank < ranks; rank++)
+      if (held[rank] < room && (best < 0 || loads[rank] < loads[best])) best = rank;
+    copy.rank = best;
+    loads[best] += copy.load;
+    held[best] += 1;
+  }
+  return copies;
+}
+
+// One copy more for each rank: of the expert whose copies take most, every time; they share its tokens evenly.
+// Source: DeepSeek's expert parallelism load balancer (EPLB), redundant experts.
+function replicated(counts, ranks) {
+  const copies = new Array(counts.length).fill(1);
+  for (let spare = 0; spare < ranks; spare++) {
+    let most = 0;
+    for (let expert = 1; expert < counts.length; expert++)
+      if (counts[expert] / copies[expert] > counts[most] / copies[most]) most = expert;
+    copies[most] += 1;
+  }
+  return counts.flatMap((count, expert) =>
+    Array.from({ length: copies[expert] }, () => ({ expert, load: count / copies[expert] })));
+}
 
 class RankLoad {
   constructor(layers) {
@@ -41,13 +58,13 @@ class RankLoad {
     this.draw();
   }
 
-  // Where each expert lies and the assignments of each rank; null where the layer routed nothing.
+  // Where the copies of the experts lie and the assignments of each rank; null where the layer routed nothing.
   placed(layer, ranks, placement = this.placement.value) {
     if (!fairShare(this.phase, this.window, layer)) return null;
     const counts = Array.from({ length: layer.experts }, (_, expert) => countOf(this.phase, this.window, layer, expert));
-    const held = PLACEMENTS[placement](counts, ranks), loads = new Array(ranks).fill(0);
-    counts.forEach((count, expert) => (loads[held[expert]] += count));
-    return { held, loads };
+    const copies = PLACEMENTS[placement](counts, ranks), loads = new Array(ranks).fill(0);
+    for (const { rank, load } of copies) loads[rank] += load;
+    return { copies, loads };
   }
 
   // All layers together: the heaviest rank of each, over an even split; and the worst layer.
@@ -82,25 +99,26 @@ class RankLoad {
     const ranks = Number(this.ranks.value);
     const layer = this.layers[this.at], said = document.getElementById("ranks-said");
     const { factor, worst } = this.over(ranks, this.placement.value);
-    const { held: places, loads } = this.placed(layer, ranks) ?? {};
+    const { copies, loads } = this.placed(layer, ranks) ?? {};
     if (!worst || !loads) {
       said.textContent = `${layer.name} routed no token in ${steps(this.phase.spans[this.window])}.`;
       this.body.replaceChildren();
       return;
     }
     const mean = loads.reduce((a, b) => a + b, 0) / ranks;
-    said.textContent = `With ${ranks} ranks, ${this.placement.value}, every layer waits for its heaviest rank: over all layers ` +
+    const placed = this.placement.selectedOptions[0].textContent;
+    said.textContent = `With ${ranks} ranks, ${placed}, every layer waits for its heaviest rank: over all layers ` +
       `that is ${factor.toFixed(3)} times an even split, at worst ${worst.times.toFixed(3)} times in ` +
       `${worst.name} (rank ${worst.rank}). Below: ${layer.name}, ${steps(this.phase.spans[this.window])}.`;
     const most = Math.max(...loads);
     this.body.replaceChildren(...loads.map((load, rank) => {
-      const held = places.flatMap((place, expert) => (place === rank ? [expert] : []));
-      const line = tableRow([`rank ${rank}`, spelled(held), whole(load), (load / mean).toFixed(3)]);
+      const held = copies.filter((copy) => copy.rank === rank).map((copy) => copy.expert).sort((a, b) => a - b);
+      const line = tableRow([`rank ${rank}`, spelled(held), whole(Math.round(load)), (load / mean).toFixed(3)]);
       const track = document.createElement("td"), bar = document.createElement("i");
       track.className = "share";
       track.style.setProperty("--even", `${(100 * mean) / most}%`);
       bar.style.width = `${(100 * load) / most}%`;
-      if (load === most && load > mean) bar.className = "most";
+      if (load === most && load > mean * (1 + 1e-9)) bar.className = "most";
       track.append(bar);
       line.append(track);
       return line;
