@@ -45,9 +45,7 @@ _SMALLEST = 1e-37
 
 _GATE_LIMIT, _LSE_LIMIT = LIMITS["gate_weight_sum"], LIMITS["lse_sum"]
 _SOFTMAX = SCORINGS.index("softmax")
-_INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 _FLOATS = {torch.bfloat16, torch.float16, torch.float32, torch.float64}
-_FLAGS = {torch.bool}
 
 Array = NDArray[Any]
 
@@ -70,28 +68,45 @@ def host_delta(
 
     Cost: some thirty steps for each 65,536 scores; ``benchmarks/counted_cost.py`` shows the time.
     """
+    try:
+        return _delta(routing, mask_T, num_experts, scoring)
+    except (IndexError, RuntimeError, TypeError):
+        # What records gradients, is sparse or a negated view is no array, and says so by itself; to
+        # ask each part beforehand takes 3 us.
+        return None
+
+
+def _delta(
+    routing: Routing, mask_T: Tensor | None, num_experts: int, scoring: int
+) -> NDArray[np.int64] | None:
     ids, logits, weights, routing_map = routing
     if routing_map is not None or num_experts > _MOST_EXPERTS:
         return None
-    if not (_is_plain(ids, _INTEGERS) and _is_plain(logits, _FLOATS)):
+    if not (_is_plain(ids) and _is_plain(logits) and logits.dtype in _FLOATS):
         return None
-    ids_TK, logits_TE = _rows(ids).numpy(), _rows(logits)
+    ids_TK = _rows(ids.numpy())
     T = real = len(ids_TK)
-    if not ids_TK.size or logits_TE.shape != (T, num_experts):
+    logits_TE = logits if logits.dim() == 2 else logits.reshape(-1, logits.shape[-1])
+    if not ids_TK.size or ids_TK.dtype.kind not in "iu" or logits_TE.shape != (T, num_experts):
         return None
     if ids_TK.dtype != np.int64:
         ids_TK = ids_TK.astype(np.int64)
     weights_TK = real_T = None
     if weights is not None:
-        if not _is_plain(weights, _FLOATS) or weights.shape != ids.shape:
+        if not _is_plain(weights) or weights.dtype not in _FLOATS:
             return None
-        weights_TK = _rows(_float32(weights)).numpy()
+        weights_TK = _rows(_float32(weights).numpy())
+        if weights_TK.shape != ids_TK.shape:
+            return None
     if mask_T is not None:
-        if not _is_plain(mask_T, _FLAGS) or mask_T.shape != (T,):
+        if not _is_plain(mask_T):
             return None
-        real = int(np.count_nonzero(mask_T.numpy()))
-        if real < T:
-            real_T = mask_T.numpy()
+        real_T = mask_T.numpy()
+        if real_T.dtype != np.bool_ or real_T.shape != (T,):
+            return None
+        real = int(np.count_nonzero(real_T))
+        if real == T:
+            real_T = None
     fields = _fields(num_experts)
     sums = np.zeros(len(fields.scales))
     if not _add_choice(sums, fields, ids_TK, weights_TK, real_T):
@@ -113,21 +128,13 @@ def host_delta(
     return np.rint(sums, sums).astype(np.int64)
 
 
-def _is_plain(tensor: Tensor | None, dtypes: set[torch.dtype]) -> TypeGuard[Tensor]:
-    # A subclass has no numbers of its own; a negated view or one that records gradients no array.
-    return (
-        type(tensor) is Tensor
-        and tensor.is_cpu
-        and tensor.dtype in dtypes
-        and tensor.layout is torch.strided
-        and not tensor.requires_grad
-        and not tensor.is_neg()
-        and tensor.dim() > 0
-    )
+def _is_plain(tensor: Tensor | None) -> TypeGuard[Tensor]:
+    # A subclass has no numbers of its own.
+    return type(tensor) is Tensor and tensor.is_cpu
 
 
-def _rows(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dim() == 2 else tensor.reshape(-1, tensor.shape[-1])
+def _rows(array: Array) -> Array:
+    return array if array.ndim == 2 else array.reshape(-1, array.shape[-1])
 
 
 def _float32(tensor: Tensor) -> Tensor:
