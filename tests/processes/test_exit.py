@@ -1,6 +1,7 @@
 """However a process ends, what was acknowledged is in its run, and the end is the process's own."""
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,14 @@ tracer.flush()
 say("acknowledged")
 """
 )
+
+
+@pytest.fixture(scope="module")
+def nursery(nursery: Nursery) -> Iterator[Nursery]:
+    """Where programs end in full."""
+    nursery.thaws = True
+    yield nursery
+    nursery.thaws = False
 
 
 class TestWithoutClose:
