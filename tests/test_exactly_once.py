@@ -7,16 +7,13 @@ third count by count. The cells run in two processes of their own, each cell on 
 
 import itertools
 import multiprocessing
-import os
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
 from tests.matrix import cell
-from tests.matrix.modes import CHECKPOINTED, COMPILED, Mode
+from tests.matrix.modes import CHECKPOINTED, COMPILED, FAMILIES, WHOLE, Mode
 from tests.matrix.training import LONGER_WORK, WORK, Work
-
-FAMILIES = ("Qwen3Moe", "Olmoe", "Mixtral")
 
 MODES = [
     Mode(*choice)
@@ -33,9 +30,6 @@ INDUCTOR = {
 }
 LESS_WORK = (WORK[0], WORK[3])
 """One micro-batch with evaluation, four with generation: for all families but the first."""
-
-WHOLE = bool(os.environ.get("MOETRACE_WHOLE_MATRIX"))
-"""Set by ``make chaos``: every family does all kinds of work, which takes three minutes more."""
 
 LONGER = {
     Mode("Qwen3Moe", compiled, checkpointed): LONGER_WORK

@@ -2,11 +2,12 @@
 
 The wirings are those that users meet: transformers puts its checkpoint inside the layer's forward,
 so ``layer.compile()`` compiles it along; torchtitan wraps a layer and compiles it in either order.
-A checkpoint of the selective kind spans both decoder layers, so that two routers share one region.
+A checkpoint of the selective kind spans all decoder layers, so that two routers share one region.
 """
 
 import copy
 import functools
+import os
 from dataclasses import dataclass
 from unittest import mock
 
@@ -32,6 +33,10 @@ COMPILED = (
     "checkpoint(compile(block))",
 )
 CHECKPOINTED = ("none", "reentrant", "non-reentrant", "selective")
+FAMILIES = ("Qwen3Moe", "Olmoe", "Mixtral")
+
+WHOLE = bool(os.environ.get("MOETRACE_WHOLE_MATRIX"))
+"""Set by ``make chaos``: every family has two layers and does all kinds of work; twice the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,25 +50,32 @@ class Mode:
 
     @property
     def layers(self):
-        """Decoder layers. Compiling a whole model takes the longest: the first family has two."""
-        whole = self.compiled in ("whole", "in-place") and self.checkpointed != "selective"
-        return 1 if whole and self.family != "Qwen3Moe" else 2
+        """Decoder layers: compiling each takes seconds, so that only the first family has two.
+
+        Families differ inside of a block. Compiled in place it has one: two it has as a whole.
+        """
+        if WHOLE or self.compiled == "eager":
+            return 2
+        in_place = self.compiled == "in-place" and self.checkpointed != "selective"
+        return 1 if in_place or self.family != FAMILIES[0] else 2
 
     def __str__(self):
         name = f"{self.family}-{self.compiled}-{self.checkpointed}"
         return name if self.backend == "aot_eager" else f"{name}-{self.backend}"
 
 
-class Pair(GradientCheckpointingLayer):
-    """Two decoder layers as one block."""
+class Region(GradientCheckpointingLayer):
+    """Decoder layers as one block."""
 
-    def __init__(self, first, second):
+    def __init__(self, layers):
         super().__init__()
-        self.first, self.second = first, second
+        self.inner = layers
 
     def forward(self, hidden, **options):
         """One after the other."""
-        return self.second(self.first(hidden, **options), **options)
+        for layer in self.inner:
+            hidden = layer(hidden, **options)
+        return hidden
 
 
 def made(mode):
@@ -74,7 +86,7 @@ def made(mode):
     compiling = functools.partial(torch.compile, fullgraph=True, backend=counter)
     layers = model.model.layers
     if mode.checkpointed == "selective":
-        layers = model.model.layers = nn.ModuleList([Pair(*layers)])
+        layers = model.model.layers = nn.ModuleList([Region(layers)])
     if mode.compiled == "compile(checkpoint(block))":
         blocks = [compiling(wrapped(mode, layer)) for layer in layers]
         model.model.layers = nn.ModuleList(blocks)
