@@ -18,7 +18,9 @@ MAKEFLAGS += --no-print-directory
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install --no-compile
+# Python compiles what is imported, and keeps it: a third of what is installed.
+unexport PYTHONDONTWRITEBYTECODE
 GENERATED := $(shell grep -ls '\[\[\[cog' README.md docs/*.md 2>/dev/null)
 
 help:
@@ -30,7 +32,9 @@ demo: $(VENV)/ready-to-run
 # What takes longest begins first, so that no process waits for it at the end.
 LONGEST := tests/test_exactly_once.py tests/test_distributed.py
 
-test: lint wheel chromium
+test: $(VENV)/ready-to-test chromium
+	@$(MAKE) wheel >$(VENV)/wheel.log 2>&1 & wheel=$$!; $(MAKE) lint; lint=$$?; \
+	  wait $$wheel; wheel=$$?; cat $(VENV)/wheel.log; [ $$lint = 0 ] && [ $$wheel = 0 ]
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --doctest-modules $(LONGEST) src tests README.md docs
 
 lint: $(VENV)/ready-to-test
@@ -74,17 +78,17 @@ $(VENV)/pip-is-current: constraints.txt
 	  [ -n "$$PYTHON" ] || { echo "found no Python 3.11 or later; name one: make PYTHON=..."; exit 1; }; \
 	  [ -x $(BIN)/python ] || "$$PYTHON" -m venv $(VENV)
 	@echo "installing into $(VENV) (once, about a minute)"
-	@$(PIP) install "$$(grep '^pip==' constraints.txt)"
-	@$(PIP) install --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
-	@$(PIP) install --constraint constraints.txt hatchling editables
+	@$(PIP) "$$(grep '^pip==' constraints.txt)"
+	@$(PIP) --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
+	@$(PIP) --constraint constraints.txt hatchling editables
 	@touch $@
 
 $(VENV)/ready-to-run: pyproject.toml $(VENV)/pip-is-current
-	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable ".[demo]"
+	@$(PIP) --constraint constraints.txt --no-build-isolation --editable ".[demo]"
 	@touch $@
 
 # pyright runs on Node.js; its extra brings one, so that none is downloaded behind pip's back.
 $(VENV)/ready-to-test: $(VENV)/ready-to-run
-	@$(PIP) install --constraint constraints.txt --no-build-isolation \
+	@$(PIP) --constraint constraints.txt --no-build-isolation \
 	  --group test --group lint "pyright[nodejs]"
 	@touch $@
