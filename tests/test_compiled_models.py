@@ -29,8 +29,8 @@ def _fresh_compiler():
 
 @pytest.fixture(scope="module")
 def deep():
-    """A model of twelve layers: more than dynamo compiles one function for (8 times)."""
-    return family("Qwen3Moe", num_hidden_layers=12)
+    """A model of nine layers: more than dynamo compiles one function for (8 times)."""
+    return family("Qwen3Moe", num_hidden_layers=9)
 
 
 def lengths(model, forward, tracer=None, oracle=None):
@@ -64,7 +64,7 @@ def totals(sink):
 
 class TestCompiledAfterAttach:
     def test_many_blocks_and_lengths(self, deep):
-        """A14: twelve blocks compiled one by one, at changing lengths, need no frame more."""
+        """A14: nine blocks compiled one by one, at changing lengths, need no frame more."""
         frames, losses, sink = [], [], MemorySink()
         for traced in (False, True):
             torch._dynamo.reset()
@@ -78,7 +78,7 @@ class TestCompiledAfterAttach:
             if tracer:
                 tracer.close()
         plain = copy.deepcopy(deep)
-        layers = [f"model.layers.{n}.mlp" for n in range(12)]
+        layers = [f"model.layers.{n}.mlp" for n in range(9)]
         oracle = Oracle(plain, [(layer, f"{layer}.gate") for layer in layers])
         lengths(plain, plain, oracle=oracle)
         assert totals(sink) == as_lists(oracle.counts)["train"]
