@@ -29,13 +29,11 @@ help:
 demo: $(VENV)/ready-to-run
 	@$(BIN)/moetrace demo
 
-# What takes longest begins first, so that no process waits for it at the end.
-LONGEST := tests/test_exactly_once.py tests/test_distributed.py
-
 test: $(VENV)/ready-to-test chromium
 	@$(MAKE) wheel >$(VENV)/wheel.log 2>&1 & wheel=$$!; $(MAKE) lint; lint=$$?; \
 	  wait $$wheel; wheel=$$?; cat $(VENV)/wheel.log; [ $$lint = 0 ] && [ $$wheel = 0 ]
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --doctest-modules $(LONGEST) src tests README.md docs
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --doctest-modules \
+	  src tests README.md docs
 
 lint: $(VENV)/ready-to-test
 	$(BIN)/ruff format --check --quiet --exclude '*.md' .
