@@ -60,11 +60,16 @@ def _nothing_is_left(folder_of_tests: Path) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _no_compiled_code_is_there() -> None:
-    """A module's tests see what they compiled themselves, whatever ran before in this process."""
+def _nothing_of_before_is_there() -> None:
+    """A module's tests see what they compiled themselves, whatever ran before in this process.
+
+    What is still alive of that is out of the garbage collector's sight as well.
+    """
     dynamo = sys.modules.get("torch._dynamo")
     if dynamo is not None:
         dynamo.reset()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
