@@ -50,14 +50,9 @@ class Mode:
 
     @property
     def layers(self):
-        """Decoder layers: compiling each takes seconds, so that only the first family has two.
-
-        Families differ inside of a block. Compiled in place it has one: two it has as a whole.
-        """
-        if WHOLE or self.compiled == "eager":
-            return 2
-        in_place = self.compiled == "in-place" and self.checkpointed != "selective"
-        return 1 if in_place or self.family != FAMILIES[0] else 2
+        """Decoder layers. Compiling a whole model takes the longest: the first family has two."""
+        whole = self.compiled in ("whole", "in-place") and self.checkpointed != "selective"
+        return 1 if whole and self.family != FAMILIES[0] and not WHOLE else 2
 
     def __str__(self):
         name = f"{self.family}-{self.compiled}-{self.checkpointed}"
