@@ -85,6 +85,7 @@ def main() -> None:
         began = time.perf_counter()
         make(root, **shape)
         made = time.perf_counter() - began
+        os.sync()  # or the reader waits for the disk to take what was made
         command = [sys.executable, __file__, "--read", str(root)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         told = {**shape, "made_seconds": round(made, 1), "cores": len(os.sched_getaffinity(0))}
