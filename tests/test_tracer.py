@@ -38,6 +38,29 @@ def sink():
     return MemorySink()
 
 
+@pytest.fixture
+def disk(monkeypatch):
+    """A run folder takes nothing until this event is set; two windows may wait for it."""
+    monkeypatch.setattr(writer, "_LONGEST_QUEUE", 2)
+    ready, append = threading.Event(), SegmentWriter.append
+
+    def slow(segment, snapshot):
+        ready.wait(30)
+        append(segment, snapshot)
+
+    monkeypatch.setattr(SegmentWriter, "append", slow)
+    yield ready
+    ready.set()
+
+
+def take_steps(tracer, model, steps):
+    """Optimizer steps of one forward each."""
+    for _ in range(steps):
+        tracer.on_step_begin()
+        model(hidden())
+        tracer.on_step_end()
+
+
 class TestWindows:
     def test_counts_the_script(self, model, sink):
         """One step of one forward counts exactly what the router was told to do."""
@@ -101,25 +124,27 @@ class TestWindows:
             tracer.on_step_end()
         assert [counts(s) for s in sink.snapshots] == [[2, 1, 1, 0], [2, 1, 1, 0]]
 
-    def test_flush_waits_for_a_writer_that_is_behind(self, model, tmp_path, monkeypatch):
+    def test_flush_waits_for_a_writer_that_is_behind(self, model, disk, tmp_path):
         """B2: a flush closes what grew while the queue of windows was full, and shows it."""
-        monkeypatch.setattr(writer, "_LONGEST_QUEUE", 2)
-        disk = threading.Event()
-        append = SegmentWriter.append
-
-        def slow(segment, snapshot):
-            disk.wait(30)
-            append(segment, snapshot)
-
-        monkeypatch.setattr(SegmentWriter, "append", slow)
         with moetrace.attach(model, tmp_path / "run", every=1) as tracer:
-            for _ in range(10):
-                tracer.on_step_begin()
-                model(hidden())
-                tracer.on_step_end()
+            take_steps(tracer, model, 10)
             threading.Timer(0.1, disk.set).start()
             snapshot = tracer.flush()
         assert (snapshot.last_step, snapshot.health["coalesced_windows"]) == (10, 8)
+
+    def test_a_flush_that_waits_holds_up_no_step(self, model, disk, tmp_path):
+        """B2: while one thread waits for a disk that hangs, another one takes its steps."""
+        with moetrace.attach(model, tmp_path / "run", every=1) as tracer:
+            take_steps(tracer, model, 10)
+            waiting = threading.Thread(target=tracer.flush)
+            waiting.start()
+            stepping = threading.Thread(target=take_steps, args=(tracer, model, 10))
+            stepping.start()
+            stepping.join(2.5)  # half of what the flush waits
+            assert (stepping.is_alive(), waiting.is_alive()) == (False, True)
+            disk.set()
+            waiting.join()
+        assert tracer.step == 20
 
 
 class TestSampling:

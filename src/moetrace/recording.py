@@ -167,11 +167,8 @@ class Recording:
         self._state.given_mask = mask is not None
         self._state.mask_T = None if mask is None else mask.detach().reshape(-1) != 0
 
-    def close_windows(self, deadline: float = 0.0) -> None:
-        """Close every open window; if the writer is behind, let them grow instead.
-
-        Waits for the writer to catch up until ``deadline`` (monotonic), which only `flush` sets.
-        """
+    def close_windows(self) -> bool:
+        """Close every open window; False if the writer is behind, so that some grow instead."""
         with self._lock:
             self._collect_open_phase()
             if self._state.misplaced:
@@ -179,19 +176,23 @@ class Recording:
             self._let_go_of_lost()
             for phase in self._open_phases():
                 if self._outbox.full():
-                    self.settle(deadline)
-                if self._outbox.full():
                     self.remarks.coalesced += 1
-                    return
+                    return False
                 self._close_window(phase)
+        return True
 
     def flush(self, deadline: float) -> Snapshot | None:
-        """Close all windows now, wait for the writer, return the newest snapshot."""
+        """Close all windows now, wait for the writer, return the newest snapshot.
+
+        Waits without the lock, which a step on another thread may want.
+        """
         if self._asleep():
             return self.writer.latest
+        self.settle(deadline)
         with self._lock:
             self._commit_unstepped()
-            self.close_windows(deadline)
+        while not self.close_windows() and time.monotonic() < deadline:
+            self.settle(deadline)
         self.settle(deadline)
         return self.writer.latest
 
