@@ -5,7 +5,7 @@
 #   make lint    the part of it that runs nothing
 #   make chaos   the long versions: 1,000 kills, 1,000 forks, a soak; writes RELIABILITY.json
 #   make bench   what tracing costs
-#   make docs    renew generated blocks of the documentation
+#   make docs    renew generated blocks of the documentation and the picture in README.md
 #
 # Versions are pinned in constraints.txt. Where there is no GPU, the small build of torch does:
 #   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo
@@ -52,10 +52,11 @@ chaos: $(VENV)/ready-to-test
 bench: $(VENV)/ready-to-test
 	@set -e; for question in benchmarks/[a-z]*.py; do $(BIN)/python "$$question"; done
 
-docs: $(VENV)/ready-to-test
+docs: $(VENV)/ready-to-test chromium
 	$(if $(GENERATED),$(BIN)/cog -r $(GENERATED),@echo "found no generated block in README.md or docs/")
+	@$(BIN)/python -m tests.report.readme_picture docs/img/report.png
 
-# The report's test opens the page in a real browser; without one it skips and says so.
+# The report's test and its picture need a real browser; without one they are left out, with a word.
 chromium:
 	@if ! command -v chromium >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 	  echo "installing chromium for the report's test"; \
