@@ -118,9 +118,25 @@ class TestCollapse:
         alerts = first(PLAIN, layer([48, 48, 1, 1, 1, 1, 0, 0], top_k=2))
         (alert,) = (item for item in alerts if item.kind == "routing_collapse")
         assert alert.message == (
-            "layers.0.mlp: Routing collapse (96.0% of the assignments on 2 experts of 8)"
+            "layers.0.mlp: Routing collapse (96.0% of the assignments on 2 of 8 experts: 0, 1)"
         )
         assert alert.threshold == 0.25 + 0.75 * 0.9
+
+    @pytest.mark.parametrize(
+        ("counts", "top_k", "named"),
+        [
+            ([0, 1, 0, 98, 1, 0, 0], 1, "98.0%... on 1 of 7 experts: 3"),
+            ([0, 25, 24, 0, 27, 24, 0, 0], 4, "100.0%... on 4 of 8 experts: 4, 1, 2 and 1 more"),
+        ],
+    )
+    def test_names_the_experts_that_take_it_the_busiest_first(
+        self, counts: list[int], top_k: int, named: str
+    ) -> None:
+        """Three by their numbers, of more how many; of one that it is one."""
+        alerts = first(PLAIN, layer(counts, top_k=top_k))
+        (alert,) = (item for item in alerts if item.kind == "routing_collapse")
+        text = named.replace("...", " of the assignments")
+        assert alert.message == f"layers.0.mlp: Routing collapse ({text})"
 
     def test_a_router_that_takes_all_experts_cannot_collapse(self) -> None:
         """With K = E the same K experts are all there are."""

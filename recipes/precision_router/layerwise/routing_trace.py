@@ -35,14 +35,18 @@ _ALL = 0.99
 
 
 class AlertLog:
-    """A sink of moetrace that logs its alerts, and keeps them.
+    """A sink of moetrace that logs its alerts in the words of precisions, and keeps them.
 
     Attributes:
         alerts: Those so far.
+
+    Args:
+        precisions: Bits to choose from.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, precisions: Sequence[int]) -> None:
         self.alerts: list[moetrace.Alert] = []
+        self._choices = len(precisions)
 
     def write(self, snapshot: moetrace.Snapshot) -> None:
         """Nothing: the run folder has it."""
@@ -50,8 +54,12 @@ class AlertLog:
     def alert(self, alert: moetrace.Alert) -> None:
         """One line; that a layer has settled on one precision is no fault by itself."""
         self.alerts.append(alert)
-        settled = alert.kind == "routing_collapse"
-        _log.log(logging.INFO if settled else logging.WARNING, "%s", alert.line)
+        if alert.kind != "routing_collapse":
+            _log.warning("%s", alert.line)
+            return
+        how = "has settled" if alert.state == "started" else "has not settled any more"
+        text = "%s %s at step %d: %.1f %% of the sequences get the same one of %d precisions"
+        _log.info(text, alert.layer, how, alert.step, 100 * alert.value, self._choices)
 
     def close(self) -> None:
         """Nothing is open."""

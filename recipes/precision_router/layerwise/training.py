@@ -138,7 +138,7 @@ class _Loop:
             self.model,
             self.folder / RUN,
             every=math.ceil(self.batches / 4),
-            sinks=[AlertLog()],
+            sinks=[AlertLog(self.model.precisions)],
             layers=self.model.sites,
             alerts=ALERTS,
         ) as tracer:

@@ -164,15 +164,18 @@ def _hot(rules: AlertRules, stats: RoutingStats, ratio: float) -> Reading:
 def _collapse(rules: AlertRules, stats: RoutingStats, counts: NDArray[Any], total: int) -> Reading:
     assert rules.collapse_threshold is not None
     experts, top_k = stats.num_experts, stats.top_k
-    share = float(np.partition(counts, experts - top_k)[experts - top_k :].sum()) / total
+    chosen = np.argsort(-counts, kind="stable")[:top_k]
+    share = float(counts[chosen].sum()) / total
     even = top_k / experts
     threshold = even + (1 - even) * rules.collapse_threshold
-    most = "one expert" if top_k == 1 else f"{top_k} experts"
+    named = ", ".join(map(str, chosen[:_NAMED].tolist()))
+    more = f" and {top_k - _NAMED} more" if top_k > _NAMED else ""
     return above(
         "routing_collapse",
         share,
         threshold,
-        f"Routing collapse ({share:.1%} of the assignments on {most} of {experts})",
+        f"Routing collapse ({share:.1%} of the assignments on {top_k} of {experts} experts: "
+        f"{named}{more})",
         even=even,
         leave=rules.leave,
         sure=lambda: not rules.above_floor or _not_chance(stats, int(counts.max())),

@@ -1,5 +1,6 @@
 import argparse
 import json
+import logging
 import sys
 from itertools import product
 
@@ -12,10 +13,12 @@ from layerwise.evaluation import Score, score_fixed, score_router
 from layerwise.frontier import Point, draw_frontier
 from layerwise.objective import next_token_loss
 from layerwise.readout import Readout, Row, read_out
-from layerwise.routing_trace import LayerChoice, collapse_of
+from layerwise.routing_trace import ALERTS, AlertLog, LayerChoice, collapse_of
 from layerwise.training import train_router
 
+from moetrace.alerts import AlertJudge
 from tests.recipes.precision_router import made
+from tests.report.made import stats, window
 
 
 @pytest.fixture(scope="module")
@@ -213,3 +216,20 @@ class TestCollapse:
     def test_texts_that_differ_have_not_collapsed(self):
         """S4-22: two of a hundred sequences elsewhere are enough to look at the text."""
         assert collapse_of([LayerChoice("a", (3, 4), (98, 2), 3.0, 0.1)]) is None
+
+
+class TestAlertLog:
+    def test_says_in_precisions_that_a_layer_has_settled(self, caplog):
+        """What moetrace calls experts are precisions here; to settle on one is no warning."""
+        caplog.set_level("INFO", logger="layerwise")
+        log, judge = AlertLog([3, 4, 8]), AlertJudge(ALERTS)
+        for step in range(1, 3):
+            for alert in judge.judge(window(step, step, stats("layers.0", [0, 1000, 0]))):
+                log.alert(alert)
+        ((name, level, text),) = caplog.record_tuples
+        assert (name, level) == ("layerwise", logging.INFO)
+        assert text == (
+            "layers.0 has settled at step 2: 100.0 % of the sequences get the same one of "
+            "3 precisions"
+        )
+        assert [alert.kind for alert in log.alerts] == ["routing_collapse"]
