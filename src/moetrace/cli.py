@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: What stands behind ``moetrace``; None takes it from the process.
     """
-    options = parser().parse_args(arguments)
+    options = _parsed(arguments)
     try:
         code = int(options.command(options))
         # What a closed pipe cannot take shows at the flush, and should show in here.
@@ -164,6 +164,19 @@ def parser() -> argparse.ArgumentParser:
         help="only windows that end after this step",
     )
     return whole
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options; runs may stand on both sides of one, as in ``compare A -o page.html B``."""
+    whole = parser()
+    options, rest = whole.parse_known_args(arguments)
+    if options.name == "compare":
+        # argparse fills a list from one stretch of arguments and leaves the next one over
+        options.runs += [text for text in rest if not text.startswith("-")]
+        rest = [text for text in rest if text.startswith("-")]
+    if rest:
+        whole.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options
 
 
 class _OneLineParser(argparse.ArgumentParser):

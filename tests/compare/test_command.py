@@ -53,6 +53,28 @@ load moved, over its noise, steps 1 to 120:
   . to 1 : to 2 - to 3 = to 5 + to 8 * to 12 # to 20 % to 40 @ more
 """)
 
+    @pytest.mark.parametrize(
+        "line",
+        ["A B --step 45 --json", "A --step 45 B --json", "--json A --step 45 B", "--json A B"],
+    )
+    def test_options_may_stand_anywhere(
+        self, paths: list[str], line: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Before, between and behind the runs, whose order is that of the line."""
+        words = [{"A": paths[0], "B": paths[1]}.get(word, word) for word in line.split()]
+        assert main(["compare", *words]) == 0
+        document = json.loads(capsys.readouterr().out)
+        assert [run["path"] for run in document["runs"]] == paths
+        assert document["shown"] == ([41, 50] if "45" in line else [111, 120])
+
+    def test_an_unknown_option_between_runs_is_no_run(
+        self, paths: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """It is refused by its name, with exit code 2."""
+        with pytest.raises(SystemExit, match="2"):
+            main(["compare", paths[0], "--nosuch", paths[1]])
+        assert "unrecognized arguments: --nosuch;" in capsys.readouterr().err
+
     def test_fits_eighty_columns(
         self, paths: list[str], capsys: pytest.CaptureFixture[str]
     ) -> None:
