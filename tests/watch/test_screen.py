@@ -1,5 +1,6 @@
 import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -85,8 +86,20 @@ class TestScreen:
         layers = [stats(f"l.{at}", [50, 50]) for at in range(59)]
         view = viewed(tmp_path, window(1, 1, *layers, stats("l.59", [99, 1])))
         text = plain(screen(view, width=80, height=24))
-        assert "worst of 60 layers" in text
         assert ",59 " in text
+        assert "\nworst 30 of 60 layers: " in text
+        wider = plain(screen(view, width=100, height=24))
+        assert "\nload over fair share, the worst 32 of 60 layers: " in wider
+
+    @pytest.mark.parametrize("colour", [True, False])
+    def test_what_the_map_leaves_out_is_said_in_full(self, tmp_path: Path, colour: bool) -> None:
+        """160 layers of 256 experts on 80 columns: the short form, which is not cut."""
+        layers = [stats(f"l.{at}", [8] * 256) for at in range(160)]
+        view = viewed(tmp_path, window(1, 1, *layers))
+        lines = plain(screen(view, width=80, height=24, colour=colour)).splitlines()
+        (caption,) = [line for line in lines if "of 160 layers" in line]
+        assert re.search(r"worst \d+ of 160 layers, 4 experts a cell(:|$)", caption)
+        assert re.search(r"(^| )(fair|\.fair) .*(more|#8x)", caption)
 
     def test_a_layer_that_went_silent_is_a_row_that_says_so(self, tmp_path: Path) -> None:
         """An empty row could be taken for a fair one."""

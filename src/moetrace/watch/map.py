@@ -33,7 +33,7 @@ def map_lines(
         label = min(2 * label + 1, max(5, width // 3))
     counts = [windows.counts(at)[-1] for at in range(len(windows.layers))]
     grid = squeezed(counts, columns=max(1, width - label - 1), rows=rows, urgency=_urgency(windows))
-    lines = [_caption(windows, grid, colour=colour)]
+    lines = [_caption(windows, grid, width, colour=colour)]
     step = 2 if halves else 1
     # few experts are drawn wide: a cell of one column is hard to see
     wide = max(1, min(4, (width - label - 1) // max(1, grid.values.shape[1])))
@@ -61,18 +61,28 @@ def _urgency(windows: Windows) -> list[float]:
     ]
 
 
-def _caption(windows: Windows, grid: Grid, *, colour: bool) -> Text:
-    text = "load over fair share"
+def _caption(windows: Windows, grid: Grid, width: int, *, colour: bool) -> Text:
+    """What the cells mean and what of the run they leave out; shorter where it would not fit."""
+    scale = _swatches() if colour else Text(LEGEND, "dim")
+    long, short = ["load over fair share"], []
     if len(grid.layers) < len(windows.layers):
-        text += f", the {len(grid.layers)} worst of {len(windows.layers)} layers"
+        short.append(f"worst {len(grid.layers)} of {len(windows.layers)} layers")
+        long.append(f"the {short[-1]}")
     if grid.per_cell > 1:
-        text += f", of {grid.per_cell} experts a cell the furthest from fair"
-    if not colour:
-        return Text(f"{LEGEND}: {text}", "dim")
-    line = Text(f"{text}: ", "dim")
+        short.append(f"{grid.per_cell} experts a cell")
+        long.append(f"of {short[-1]} the furthest from fair")
+    text = ", ".join(long)
+    if short and scale.cell_len + 2 + len(text) > width:
+        text = ", ".join(short)
+    parts = (f"{text}: ", scale) if colour else (scale, f": {text}")
+    return Text.assemble(*parts, style="dim")
+
+
+def _swatches() -> Text:
+    line = Text()
     for value, name in ((-math.inf, "none"), (-3.0, "less"), (0.0, "fair"), (3.0, "more")):
         line.append("  ", Style(bgcolor=_rgb(value)))
-        line.append(f" {name} ", "dim")
+        line.append(f" {name} ")
     return line
 
 

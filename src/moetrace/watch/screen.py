@@ -238,7 +238,8 @@ def _curves(windows: Windows, width: int, *, ascii_only: bool) -> Iterator[Text]
     at = worst[0]
     names = short_names([shown(layer.name) for layer in windows.layers])
     name = f"layer {names[at]}" if names[at].isdigit() else names[at]
-    yield Text(f"worst: {name}, from {span_text(*windows.spans[0])} on", "dim")
+    over = span_text(windows.spans[0, 0], windows.spans[-1, 1])
+    yield Text(f"{name}, the worst, over {over}:", "dim")
     for title, metric, floor in CURVES:
         values = windows.metrics[metric][:, at]
         if np.isnan(values).all():
