@@ -25,18 +25,24 @@ class TestHotExpert:
             "model.layers.2.mlp has been far out of balance since steps 1011-1020: expert 7 takes "
             "16.8% of the assignments, 5.37 times its fair share, in steps 1191-1200."
         )
-        assert "go back to a checkpoint" in advice
+        assert advice.startswith(
+            "stop and go back to a checkpoint from before step 561, when it began to show;"
+        )
 
 
 class TestDeadLayer:
     def test_is_named_with_the_first_step_without_a_token(self) -> None:
         """Layer 5 is not called from window 71 on; that comes before what else is wrong."""
-        said, advice = headline(silent_layer())
+        history = silent_layer()
+        said, advice = headline(history)
         assert said == (
             "1 layer routes no token any more while others do: "
             "model.layers.5.mlp since steps 701-710."
         )
         assert "moetrace doctor" in advice
+        page = render(MadeRun({"train": history}))  # type: ignore[arg-type]
+        assert "2 of 224 experts in layers that route are dead: " in page
+        assert "<dt>experts without a token</dt><dd>34 <small>of 256</small></dd>" in page
 
 
 class TestSlowCollapse:

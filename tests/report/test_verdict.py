@@ -65,7 +65,23 @@ class TestBalance:
         (sentence,) = [text for text in texts(history, "note") if text.startswith("MaxVio")]
         assert sentence == (
             "MaxVio of mlp is 0.920 where chance alone gives 0.025; it has been beyond chance "
-            "since steps 11-20, and at least half as far over the floor since steps 31-40."
+            "since steps 11-20, half as far over the floor as now since steps 31-40."
+        )
+
+    def test_says_when_a_slow_fault_began_to_show(self) -> None:
+        """A tenth, a half and all of the excess in three steps: the checkpoint is the first's."""
+        history = [
+            window(1, 10, stats("mlp", [320, 226, 227, 227])),
+            window(11, 20, stats("mlp", [400, 200, 200, 200])),
+            window(21, 30, stats("mlp", [700, 100, 100, 100])),
+            window(31, 40, stats("mlp", [997, 1, 1, 1])),
+        ]
+        (first, second, *_) = judged(history)
+        assert first.text.startswith("mlp has been far out of balance since steps 21-30: expert 0")
+        assert first.advice == ADVICE["collapse"].format(step=11)
+        assert second.text.endswith(
+            "it has been beyond chance since the first window (steps 1-10), a tenth as far over "
+            "the floor as now since steps 11-20 and half as far since steps 21-30."
         )
 
     def test_the_headline_says_since_when_it_has_half_of_its_excess(self) -> None:
@@ -80,7 +96,7 @@ class TestBalance:
             "mlp has been far out of balance since steps 11-20: expert 0 takes 97.0% of the "
             "assignments, 3.88 times its fair share, in steps 21-30."
         )
-        assert first.advice == ADVICE["collapse"]
+        assert first.advice == ADVICE["collapse"].format(step=11)
 
     @pytest.mark.parametrize("counts", [[600, 150, 130, 120], [940, 20, 20, 20]])
     def test_does_not_send_back_to_before_the_first_window(self, counts: list[int]) -> None:
@@ -193,6 +209,9 @@ class TestSilentLayer:
             window(21, 30, stats("a", [50, 50]), stats("b", [0, 0])),
         ]
         (first, *rest) = judged(history)
+        assert "No dead expert: each of the 2 in layers that route got tokens in steps 21-30." in [
+            item.text for item in rest
+        ]
         assert first == Finding(
             "bad",
             "1 layer routes no token any more while others do: b since steps 11-20.",
@@ -207,6 +226,7 @@ class TestSilentLayer:
             window(11, 20, stats("a", [0, 0]), stats("b", [0, 0])),
         ]
         assert not [item for item in judged(history) if "no token any more" in item.text]
+        assert not [item for item in judged(history) if "dead" in item.text]
 
 
 class TestFallingEntropy:

@@ -125,6 +125,8 @@ class TestScreen:
         late = plain(screen(view, width=100, height=24, now=1160.0))
         assert "open, last window 5 s ago\n" in early
         assert "last window 2 min ago; one took 10 s: stalled?" in late
+        narrow = plain(screen(view, width=60, height=24, now=1160.0))
+        assert "\nlast window 2 min ago; one took 10 s: stalled?\n" in narrow
 
     @pytest.mark.parametrize("name", HOSTILE)
     @pytest.mark.parametrize("colour", [True, False])

@@ -12,8 +12,9 @@ ADVICE = {
         "balancing coefficient or the bias update rate, or lower the router's learning rate."
     ),
     "collapse": (
-        "stop and go back to a checkpoint from before it began; then raise the balancing "
-        "coefficient or the bias update rate, lower the router's learning rate, warm it up longer."
+        "stop and go back to a checkpoint from before step {step}, when it began to show; then "
+        "raise the balancing coefficient or the bias update rate, lower the router's learning "
+        "rate, warm it up longer."
     ),
     "never_even": (
         "it was like this from the start: wait while the figure falls; where it does not, look at "
@@ -26,8 +27,8 @@ ADVICE = {
         "come back."
     ),
     "silent": (
-        "a branch of the model that no longer runs, a module replaced after attach, or its "
-        "tokens all masked: moetrace doctor RUN says which routers are called."
+        "look for a branch of the model that no longer runs, a module that was replaced after "
+        "attach, a mask over all its tokens; moetrace doctor RUN says which routers are called."
     ),
     "certain": (
         "router z-loss, the router in float32, a lower router learning rate; a router that is "
@@ -47,4 +48,4 @@ ADVICE = {
     "out_of_range": "compare the router's number of experts with the ids that it produces.",
     "fault": "what can be read is shown; moetrace inspect RUN lists every fault.",
 }
-"""What to try, by the kind of a finding."""
+"""What to try, by the kind of a finding; that of ``collapse`` has a ``{step}`` to fill in."""

@@ -45,6 +45,7 @@ def facts(run: Run, histories: Mapping[str, Sequence[Snapshot]]) -> Facts:
         ("attempts", _numbers(run.attempts)),
         ("state", "finished" if run.finished else "open: still running, or ended without closing"),
         ("window", f"every {shown(manifest.get('every', '?'))} steps"),
+        ("operator", shown(manifest.get("operator", ""))),
         ("versions", _pairs(manifest.get("versions"))),
     ]
     rows += _cost(run, histories)
@@ -85,9 +86,11 @@ def tiles(windows: Windows) -> list[tuple[str, str, str]]:
             )
         )
     dead = windows.metrics["dead_experts"][-1]
-    total = sum(layer.num_experts for layer in windows.layers)
+    experts = np.array([layer.num_experts for layer in windows.layers])
     if not np.isnan(dead).all():
-        rows.append(("experts without a token", f"{int(np.nansum(dead))}", f"of {total:,}"))
+        # a layer that routes nothing has no such metric, and no expert with a token
+        idle = np.nansum(dead) + experts[windows.tokens[-1] <= 0].sum()
+        rows.append(("experts without a token", f"{int(idle)}", f"of {experts.sum():,}"))
     entropy = windows.metrics["routing_entropy"][-1]
     if not np.isnan(entropy).all():
         rows.append(("routing entropy", f"{np.nanmedian(entropy):.3f}", "nats, median layer"))

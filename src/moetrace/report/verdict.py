@@ -8,8 +8,10 @@ Letters: T tokens, E experts, K chosen per token, p = K / E.
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moetrace.metrics import FAR_OUT, HEAVY, chance_of_dead, chance_of_maximum
 from moetrace.printable import span_text
@@ -46,7 +48,7 @@ def verdict(windows: Windows) -> list[Finding]:
         *_silent(windows),
         *_balance(windows),
         *_withheld(windows),
-        _dead(windows),
+        *_dead(windows),
         *_falling(windows),
         _entropy(windows),
     ]
@@ -94,13 +96,14 @@ def _balance(windows: Windows) -> list[Finding]:
     tone = "bad" if far_out else "warn" if excess >= HEAVY else "note"
     word = {"bad": "far out of balance", "warn": "heavily uneven", "note": "uneven"}[tone]
     share = counts.max() / counts.sum()
-    first, half = _onset(windows, at)
+    onset = _onset(windows, at)
     state = f"is {word}"
     if len(windows) > 1:
-        state = f"has been {word} {_since(windows, half)}"
+        state = f"has been {word} {_since(windows, onset.half)}"
     kind = {"bad": "collapse", "warn": "uneven", "note": ""}[tone]
     # from the first window on there is no checkpoint from before it
-    advice = ADVICE["never_even" if half == 0 else kind] if kind else ""
+    advice = ADVICE["never_even" if onset.half == 0 else kind] if kind else ""
+    advice = advice.format(step=windows.spans[onset.tenth or onset.half, 0])
     found = [
         Finding(
             tone,
@@ -111,7 +114,7 @@ def _balance(windows: Windows) -> list[Finding]:
         Finding(
             "note",
             f"MaxVio of {name} is {max_vio:.3f} where chance alone gives {floor:.3f}; it has been "
-            f"{_since_uneven(windows, at, first, half)}.",
+            f"{_since_uneven(windows, at, onset)}.",
         ),
     ]
     others = [index for index in range(len(windows.layers)) if index != at]
@@ -129,21 +132,38 @@ def _balance(windows: Windows) -> list[Finding]:
     return found
 
 
-def _onset(windows: Windows, at: int) -> tuple[int, int]:
-    """Windows since which the layer is beyond chance, and has half of its present excess."""
+@dataclass(frozen=True, slots=True)
+class _Onset:
+    """Windows since which a layer is beyond chance, has a tenth and half of its present excess."""
+
+    first: int
+    tenth: int
+    half: int
+
+
+def _onset(windows: Windows, at: int) -> _Onset:
     first = len(windows) - 1
     while first > 0 and _beyond_chance(windows, first - 1, at):
         first -= 1
     excess = windows.metrics["max_vio_excess"][:, at]
-    below = np.flatnonzero(~(excess[first:] >= excess[-1] / 2))
-    return first, first + int(below[-1]) + 1 if below.size else first
+    return _Onset(first, *(_since_share(excess, share, first) for share in (0.1, 0.5)))
 
 
-def _since_uneven(windows: Windows, at: int, first: int, half: int) -> str:
+def _since_share(excess: NDArray[np.float64], share: float, first: int) -> int:
+    """Window since which the excess is at least this share of the last one; not before first."""
+    below = np.flatnonzero(~(excess[first:] >= share * excess[-1]))
+    return first + int(below[-1]) + 1 if below.size else first
+
+
+def _since_uneven(windows: Windows, at: int, onset: _Onset) -> str:
     excess = windows.metrics["max_vio_excess"][:, at]
-    text = f"beyond chance {_since(windows, first)}"
-    if half > first:
-        text += f", and at least half as far over the floor since {span_text(*windows.spans[half])}"
+    parts = [f"beyond chance {_since(windows, onset.first)}"]
+    if onset.tenth > onset.first:
+        parts.append(f"a tenth as far over the floor as now {_since(windows, onset.tenth)}")
+    if onset.half > onset.tenth:
+        unit = "" if len(parts) > 1 else " over the floor as now"
+        parts.append(f"half as far{unit} {_since(windows, onset.half)}")
+    text = ", ".join(parts[:2]) + "".join(f" and {part}" for part in parts[2:])
     peak = int(np.nanargmax(excess))
     if excess[peak] > RECEDED * excess[-1]:
         text += (
@@ -165,38 +185,44 @@ def _withheld(windows: Windows) -> list[Finding]:
     ]
 
 
-def _dead(windows: Windows) -> Finding:
+def _dead(windows: Windows) -> list[Finding]:
+    """Experts without a token in layers that route; of a silent layer all are, which is said."""
     where = span_text(*windows.spans[-1])
-    named, chance, total = [], 0, 0
+    named, chance, total, silent = [], 0, 0, False
     for index, layer in enumerate(windows.layers):
+        if windows.tokens[-1, index] <= 0:
+            silent = True
+            continue
         counts = windows.counts(index)
         total += layer.num_experts
-        for expert in np.flatnonzero(counts[-1] == 0) if windows.tokens[-1, index] > 0 else ():
-            silent = counts[:, expert] == 0
-            first = len(silent) - int(np.argmin(silent[::-1])) if not silent.all() else 0
+        for expert in np.flatnonzero(counts[-1] == 0):
+            idle_rows = counts[:, expert] == 0
+            first = len(idle_rows) - int(np.argmin(idle_rows[::-1])) if not idle_rows.all() else 0
             idle = int(windows.tokens[first:, index].clip(min=0).sum())
             if chance_of_dead(idle, num_experts=layer.num_experts, top_k=layer.top_k) < RARE:
                 named.append((first, f"{shown(layer.name)} expert {expert}"))
             else:
                 chance += 1
-    by_chance = (
-        f" {chance} more got no token in {where}, which in so short a time can be chance."
-        if chance
-        else ""
-    )
+    if not total:
+        return []
+    routing = " in layers that route" if silent else ""
+    if not named and not chance:
+        text = f"No dead expert: each of the {total:,}{routing} got tokens in {where}."
+        return [Finding("good", text)]
     if not named:
-        if chance:
-            text = (
-                f"No expert is dead beyond chance: {chance} of {total:,} got no token in {where}, "
-            )
-            return Finding("good", f"{text}which a uniform router leaves out as well.")
-        return Finding("good", f"No dead expert: each of the {total:,} got tokens in {where}.")
+        text = (
+            f"No expert is dead beyond chance: {chance} of {total:,}{routing} got no token in "
+            f"{where}, which a uniform router leaves out as well."
+        )
+        return [Finding("good", text)]
     named.sort(key=lambda item: item[0])
     listed = "; ".join(f"{name} {_since(windows, first)}" for first, name in named[:NAMED])
     rest = f"; and {len(named) - NAMED} more" if len(named) > NAMED else ""
-    noun = "experts is" if len(named) == 1 else "experts are"
-    text = f"{len(named)} of {total:,} {noun} dead: {listed}{rest}.{by_chance}"
-    return Finding("bad", text, ADVICE["dead"])
+    verb = "is" if len(named) == 1 else "are"
+    text = f"{len(named)} of {total:,} experts{routing} {verb} dead: {listed}{rest}."
+    if chance:
+        text += f" {chance} more got no token in {where}, which in so short a time can be chance."
+    return [Finding("bad", text, ADVICE["dead"])]
 
 
 def _falling(windows: Windows) -> list[Finding]:

@@ -148,9 +148,12 @@ def _head(view: View, width: int, now: float | None) -> Iterator[Text]:
     ]
     line = Text(", ".join(parts))
     silence = _silence(view, now)
-    if silence:
+    if silence and line.cell_len + 2 + len(silence[0]) <= width:
         line.append(f", {silence[0]}", silence[1])
+        silence = None
     yield line
+    if silence:
+        yield Text(*silence)
     if run.faults:
         text = f"{len(run.faults)} faults in the folder: {printable(run.faults[0])}"
         yield Text(text, "yellow")
