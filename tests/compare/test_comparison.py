@@ -3,12 +3,14 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from moetrace.compare import Comparison, compare_runs, comparison_record
+from moetrace.compare.text import in_words
 from moetrace.metrics import load_change
 from moetrace.snapshot import Snapshot
 from tests.compare.made import LAYERS, kept, uniform
@@ -57,6 +59,23 @@ class TestCompareRuns:
         assert all(item.times is not None and item.times < 3 for item in loads[1:])
         cv = next(item for item in found.changes(1) if item.figure == "load_cv")
         assert (cv.layer, cv.times is not None and cv.times > 10) == (LAYERS[1], True)
+
+    @pytest.mark.parametrize("gone", [0, 1])
+    def test_a_layer_that_routes_in_one_run_only_is_first_of_all(
+        self, compared: Callable[..., Comparison], gone: int
+    ) -> None:
+        """Before a hot expert; none of its figures exists, so nothing else is said of it."""
+        histories = [uniform(seed=1), uniform(seed=2, hot_from=4)]
+        last = histories[gone][-1]
+        silent = replace(stats(LAYERS[2], [0] * 8), calls=0)
+        histories[gone][-1] = replace(last, routing=(*last.routing[:2], silent))
+        changes = compared(*histories).changes(1)
+        assert in_words(changes[0]) == (
+            f"{LAYERS[2]}: no tokens routed, 4,000 in A"
+            if gone
+            else f"{LAYERS[2]}: 4,000 tokens routed, none in A"
+        )
+        assert [item.layer for item in changes].count(LAYERS[2]) == 1
 
     def test_the_figures_are_those_of_the_runs(self, compared: Callable[..., Comparison]) -> None:
         """Each number is the metric of the window that it stands for."""

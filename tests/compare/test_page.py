@@ -5,6 +5,7 @@ import hashlib
 import re
 import struct
 import zlib
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,7 +14,16 @@ import pytest
 
 from moetrace.compare import Comparison, compare_runs, write_comparison
 from moetrace.compare.page import render_comparison
-from moetrace.compare.pictures import BOTH_DEAD, DIED, LESS, MORE, REVIVED, differences, image
+from moetrace.compare.pictures import (
+    BLANK,
+    BOTH_DEAD,
+    DIED,
+    LESS,
+    MORE,
+    REVIVED,
+    differences,
+    image,
+)
 from tests.compare.made import LAYERS, kept, uniform
 from tests.report.made import recorded, stats, window
 
@@ -100,6 +110,21 @@ class TestPage:
         assert [item.shape for item in maps] == [(3, 8, 3), (3, 12, 3)] * 2
         redness = maps[0][..., 0].astype(int) - maps[0][..., 2]
         assert np.unravel_index(redness.argmax(), redness.shape) == (1, 5)
+
+    def test_what_cannot_be_compared_is_grey_and_in_the_legend(self, tmp_path: Path) -> None:
+        """A layer that goes silent in the last span; where both route all along nothing is said."""
+        histories = [uniform(seed=1, windows=3), uniform(seed=2, windows=3)]
+        last = histories[1][-1]
+        histories[1][-1] = replace(last, routing=(stats(LAYERS[0], [0] * 8), *last.routing[1:]))
+        runs = [kept(tmp_path / name, *own) for name, own in zip("ab", histories, strict=True)]
+        page = render_comparison(compare_runs(runs))
+        images = [a for t, a in Parsed(page).elements if t == "img"]
+        (steps,) = [a["src"] for a in images if "over its noise" in (a.get("alt") or "")]
+        grey = (pixels(steps or "") == BLANK).all(axis=2)
+        assert np.argwhere(grey).tolist() == [[0, 2]]
+        assert page.count("nothing to compare") == 1
+        even = render_comparison(compare_runs([runs[0], runs[0]]))
+        assert "nothing to compare" not in even
 
     def test_draws_the_runs_over_the_steps(self, page: str) -> None:
         """Four figures, each with two lines a run, labelled at their ends."""

@@ -62,7 +62,8 @@ class Change:
 
     Attributes:
         layer: The layer.
-        figure: A key of `FIGURES`, or ``"load"``: the share of the load on other experts.
+        figure: A key of `FIGURES`; ``"load"``: the share of the load on other experts; or
+            ``"tokens"``, alone, where one of the two runs routes none in this layer.
         before: The figure in the first run; None for ``load``.
         after: The same in the other; None for ``load``.
         difference: Other minus first; of figures with a noise floor the difference of what exceeds
@@ -117,16 +118,26 @@ class Comparison:
             other: Position of the run in ``subjects``, from 1.
 
         Returns:
-            A `Change` per layer and figure that both have; those furthest beyond their noise first,
-            those whose noise is not known last.
+            A `Change` per layer and figure that both have; layers that route nothing in one of them
+            first, then those furthest beyond their noise, those whose noise is not known last.
         """
         found: list[Change] = []
         for column, layer in enumerate(self.layers):
             found += self._changes_of(other, column, layer)
-        return sorted(found, key=lambda item: 1.0 if item.times is None else -item.times)
+        return sorted(
+            found,
+            key=lambda item: (
+                item.figure != "tokens",
+                1.0 if item.times is None else -item.times,
+            ),
+        )
 
     def _changes_of(self, other: int, column: int, layer: str) -> list[Change]:
         found: list[Change] = []
+        tokens = [self.shown[run][layer].tokens for run in (0, other)]
+        if (tokens[0] > 0) != (tokens[1] > 0):
+            was, now = map(float, tokens)
+            return [Change(layer, "tokens", was, now, now - was, 0.0, math.inf)]
         moved, noise = (
             _known(table[other, self.at, column]) for table in (self.load_change, self.load_noise)
         )

@@ -61,11 +61,12 @@ def spans_heat(comparison: Comparison, other: int) -> str:
     )
     end = _round_up(max(LEAST_END, float(np.max(times[np.isfinite(times)], initial=0.0))))
     ramp = pictures.times(np.expm1(np.linspace(0, np.log1p(end), 129))[None, :], most=end)
+    blank = [] if np.isfinite(times).all() else [(pictures.BLANK, "nothing to compare")]
     first, last = int(comparison.spans[0, 0]), int(comparison.spans[-1, 1])
     return (
         "<h3>When the load moved</h3><p class='soft'>Share of the load on other experts than in A, "
         "in multiples of what chance alone would show: 1 is chance.</p>"
-        + _legend(ramp, "0", f"{end:g}, colours by the logarithm", [])
+        + _legend(ramp, "0", f"{end:g}, colours by the logarithm", blank)
         + _heat(
             comparison,
             pictures.times(_binned(times), most=end),
@@ -99,8 +100,8 @@ def _legend(
     marks: Sequence[tuple[tuple[int, int, int], str]],
 ) -> str:
     swatches = "".join(
-        f'<img src="{pictures.image(np.array([[colour]], np.uint8))}" width="14" height="12" '
-        f'alt=""> {escape(text)}'
+        f'<span><img src="{pictures.image(np.array([[colour]], np.uint8))}" width="14" '
+        f'height="12" alt=""> {escape(text)}</span>'
         for colour, text in marks
     )
     scale = f'{escape(low)} <img src="{pictures.image(ramp)}" width="220" height="12" alt="to">'

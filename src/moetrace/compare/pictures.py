@@ -9,7 +9,18 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BOTH_DEAD", "DIED", "GREW", "LESS", "MORE", "REVIVED", "differences", "image", "times"]
+__all__ = [
+    "BLANK",
+    "BOTH_DEAD",
+    "DIED",
+    "GREW",
+    "LESS",
+    "MORE",
+    "REVIVED",
+    "differences",
+    "image",
+    "times",
+]
 
 LESS, MORE = (33, 102, 172), (178, 24, 43)
 """Ends of the scale of differences: blue for less than in the first run, red for more."""
@@ -20,8 +31,10 @@ DIED, REVIVED, BOTH_DEAD = (0, 0, 0), (230, 171, 2), (150, 150, 150)
 GREW = (122, 1, 119)
 """End of the scale of sizes."""
 
+BLANK = (214, 214, 214)
+"""Nothing to compare."""
+
 _EVEN = (247, 247, 247)
-_BLANK = (214, 214, 214)
 
 Reals = NDArray[np.float64]
 Picture = NDArray[np.uint8]
@@ -50,7 +63,7 @@ def differences(difference: Reals, first: Reals, other: Reals, *, most: float) -
     picture[(other == 0) & (first > 0)] = DIED
     picture[(first == 0) & (other > 0)] = REVIVED
     picture[(first == 0) & (other == 0)] = BOTH_DEAD
-    picture[~known] = _BLANK
+    picture[~known] = BLANK
     return picture
 
 
@@ -68,7 +81,7 @@ def times(table: Reals, *, most: float) -> Picture:
     sizes = np.clip(np.where(known, table, 0.0), 0.0, most)
     position = np.log1p(sizes) / np.log1p(most)
     picture = _between([0.0, 0.5, 1.0], [_EVEN, (247, 104, 161), GREW], position)
-    picture[~known] = _BLANK
+    picture[~known] = BLANK
     return picture
 
 

@@ -108,7 +108,13 @@ def in_words(change: Change) -> str:
 
     >>> in_words(Change("mlp", "load_cv", 0.25, 0.75, 0.5, 0.125, 4.0))
     'mlp: load_cv 0.25 -> 0.75 (4.0 times its noise)'
+    >>> in_words(Change("mlp", "tokens", 4096.0, 0.0, -4096.0, 0.0, math.inf))
+    'mlp: no tokens routed, 4,096 in A'
     """
+    if change.figure == "tokens":
+        now = f"{change.after:,.0f}" if change.after else "no"
+        was = f"{change.before:,.0f}" if change.before else "none"
+        return f"{change.layer}: {now} tokens routed, {was} in A"
     times = "" if change.times is None else f" ({_times(change.times)})"
     if change.before is None or change.after is None:
         return f"{change.layer}: {change.difference:.1%} of the load on other experts{times}"
