@@ -79,10 +79,10 @@ $(VENV)/pip-is-current: constraints.txt
 	@echo "installing into $(VENV) (once, about a minute)"
 	@$(PIP) "$$(grep '^pip==' constraints.txt)"
 	@$(PIP) --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
-	@$(PIP) --constraint constraints.txt hatchling editables
+	@$(PIP) --constraint constraints.txt hatchling setuptools editables
 	@touch $@
 
-$(VENV)/ready-to-run: pyproject.toml $(VENV)/pip-is-current
+$(VENV)/ready-to-run: pyproject.toml hatch_build.py src/moetrace/ops/_host_kernel.c $(VENV)/pip-is-current
 	@$(PIP) --constraint constraints.txt --no-build-isolation --editable ".[demo]"
 	@touch $@
 

@@ -185,7 +185,7 @@ def count_router_call(T: int, E: int, K: int) -> dict[str, Any]:
         with counting() as inside:
             count(*outside.arguments)
         with (
-            mock.patch("moetrace.ops.library.host_delta", return_value=None),
+            mock.patch("moetrace.ops.library.add_on_host", return_value=False),
             counting() as composition,
         ):
             count(*outside.arguments)

@@ -200,6 +200,7 @@ model     Qwen3MoeForCausalLM
 window    every 10 steps
 ranks     0 of world size 1
 attempts  0
+operator  host kernel
 versions  moetrace 0.1.0, numpy 2.3.0, python 3.11.7, torch 2.13.0
 events    0
 
@@ -238,6 +239,7 @@ fault: none
                 "world_size",
                 "sites",
                 "near_misses",
+                "operator",
                 "versions",
                 "health",
                 "events",

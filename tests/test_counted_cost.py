@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import moetrace
+from moetrace.ops.host_form import has_host_kernel
 from tests.tiny import ScriptedModel, batch, family
 
 BENCHMARK = Path(__file__).parent.parent / "benchmarks" / "counted_cost.py"
@@ -41,17 +42,12 @@ class TestRouterCall:
         assert composition["syncs_by_name"] == {}
         assert composition["collectives"] == 0
 
-    @pytest.mark.parametrize(("size", "passes"), [(SMALL, 1), (LARGE, 32)])
-    def test_looks_at_host_memory_only(self, counted, size, passes):
-        """On a CPU ids, weights, accumulator and each pass of logits are looked at as arrays."""
+    @pytest.mark.skipif(not has_host_kernel(), reason="built without a C compiler")
+    @pytest.mark.parametrize("size", [SMALL, LARGE])
+    def test_nothing_inside(self, counted, size):
+        """On a CPU the body runs no operator and makes no array: the kernel takes addresses."""
         inside = counted["router_call"][size]["inside"]
-        assert inside["syncs_by_name"] == {"Tensor.numpy": 3 + passes}
-        assert inside["collectives"] == 0
-
-    @pytest.mark.parametrize(("size", "passes"), [(SMALL, 1), (LARGE, 32)])
-    def test_operators_inside(self, counted, size, passes):
-        """On a CPU the body runs three aten operators for each 65,536 scores."""
-        assert counted["router_call"][size]["inside"]["operators"] == 3 * passes
+        assert (inside["operators"], inside["syncs"], inside["collectives"]) == (0, 0, 0)
 
     @pytest.mark.parametrize("size", [SMALL, LARGE])
     def test_operators_of_the_composition(self, counted, size):

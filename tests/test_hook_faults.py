@@ -77,14 +77,14 @@ def same(one, other):
 
 def failing(monkeypatch, error, fails):
     """Let the counting raise at the calls for which ``fails`` holds, counted from 1."""
-    real, calls = library.host_delta, iter(range(1, 1_000_000))
+    real, calls = library.add_on_host, iter(range(1, 1_000_000))
 
     def sometimes(*args):
         if fails(next(calls)):
             raise error
         return real(*args)
 
-    monkeypatch.setattr(library, "host_delta", sometimes)
+    monkeypatch.setattr(library, "add_on_host", sometimes)
 
 
 def tokens(snapshots, phase):
@@ -137,14 +137,14 @@ class TestErrorsOfOurs:
 
     def test_a_signal_goes_through(self, monkeypatch):
         """A2: Ctrl-C while a hook counts is the user's KeyboardInterrupt, and nothing is stuck."""
-        real, calls = library.host_delta, iter(range(1, 1000))
+        real, calls = library.add_on_host, iter(range(1, 1000))
 
         def interrupted(*args):
             if next(calls) == 1:
                 signal.raise_signal(signal.SIGINT)
             return real(*args)
 
-        monkeypatch.setattr(library, "host_delta", interrupted)
+        monkeypatch.setattr(library, "add_on_host", interrupted)
         # Started in the background, as by a CI, a process ignores the signal.
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:

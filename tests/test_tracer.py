@@ -9,6 +9,7 @@ from torch import nn
 
 import moetrace
 from moetrace import writer
+from moetrace.ops.fused import operator_form
 from moetrace.sinks import CallableSink, MemorySink
 from moetrace.store.segment_writer import SegmentWriter
 from tests.tiny import ScriptedModel
@@ -557,6 +558,14 @@ class TestRunFolder:
         assert run.counts().tolist() == [[[2, 1, 1, 0]]] * 3
         for ours, theirs in zip(run.snapshots(), sink.snapshots, strict=True):
             assert ours.to_dict()["routing"] == theirs.to_dict()["routing"]
+
+
+    def test_says_which_form_of_the_operator_counts(self, model, tmp_path):
+        """Where no compiler was at hand a CPU counts slower, and the run folder tells."""
+        with moetrace.attach(model, tmp_path / "run"):
+            pass
+        form = operator_form(torch.device("cpu"))
+        assert moetrace.open_run(tmp_path / "run").manifest["operator"] == form
 
 
 class TestSilence:

@@ -25,6 +25,7 @@ from moetrace.errors import AlreadyAttached, MoETraceError, NoRouterFound
 from moetrace.host_copy import is_capturing
 from moetrace.layout import AccumulatorLayout
 from moetrace.ops import TracerState, register
+from moetrace.ops.fused import operator_form
 from moetrace.probes import (
     GradientMeter,
     GradientProbe,
@@ -155,11 +156,12 @@ def attach(
         ),
         tuple(item.site for item in found if item.reader is None and not item.site.taken),
     )
+    devices = [device_of(module) or torch.device("cpu") for module in modules]
     folder = None if run is None else RunFolder.prepare(run)
     rank = own_rank()
     segment = None
     if folder is not None:
-        header = _header(model, attached, every, place)
+        header = _header(model, attached, every, place, devices)
         if tables:
             header["tables"] = [asdict(table.shape) for table in tables]
         segment = folder.open_segment(rank=rank, header=header)
@@ -170,10 +172,7 @@ def attach(
     }
     state = TracerState()
     register(state)
-    accumulators = Accumulators(
-        [AccumulatorLayout(site.columns) for site in sites],
-        [device_of(module) or torch.device("cpu") for module in modules],
-    )
+    accumulators = Accumulators([AccumulatorLayout(site.columns) for site in sites], devices)
     routers = [item for item in found if item.reader is not None]
     counted = [table.module for table in tables]
     placed = put_hooks(model, routers, accumulators.tensors, state, counted)
@@ -346,7 +345,11 @@ def _offer(
 
 
 def _header(
-    model: nn.Module, attached: Attached, every: int, place: Topology | None
+    model: nn.Module,
+    attached: Attached,
+    every: int,
+    place: Topology | None,
+    devices: Sequence[torch.device],
 ) -> dict[str, Any]:
     return {
         "model": type(model).__name__,
@@ -372,6 +375,7 @@ def _header(
             for item in attached.traced
         ],
         "near_misses": grouped(attached.near_misses),
+        "operator": ", ".join(sorted({operator_form(device) for device in devices})),
         "versions": {
             "moetrace": version("moetrace"),
             "torch": torch.__version__,

@@ -154,6 +154,6 @@ class TestThroughTheOperator:
         accumulator = torch.zeros(len(Bin), AccumulatorLayout(8).width, dtype=torch.int64)
         ids, logits = torch.tensor([[0, 5], [5, 7]]), torch.randn(2, 8)
         monkeypatch.setattr("moetrace.ops.library.routing_delta", None)
-        monkeypatch.setattr("moetrace.ops.library.host_delta", lambda *_: None)
+        monkeypatch.setattr("moetrace.ops.library.add_on_host", lambda *_: None)
         count(accumulator, logits, ids, None, None, None, True, True, SOFTMAX, state.handle)
         assert (accumulator[Bin.FIRST, :8].tolist(), state.errors) == ([1, 0, 0, 0, 0, 2, 0, 1], {})

@@ -103,14 +103,14 @@ class TestNeverHurts:
         def fail(*_):
             raise error("planted")
 
-        monkeypatch.setattr(library_module, "host_delta", fail)
+        monkeypatch.setattr(library_module, "add_on_host", fail)
         call(count, accumulator, state)
         assert accumulator.sum() == 0
         assert state.errors == {f"{error.__name__}: planted": 1}
 
     def test_three_errors_in_a_row_end_the_site(self, accumulator, state, monkeypatch):
         """After three failures the site is left alone; another site goes on."""
-        real = library_module.host_delta
+        real = library_module.add_on_host
         failing = {"on": True}
 
         def sometimes(*args):
@@ -118,7 +118,7 @@ class TestNeverHurts:
                 raise RuntimeError("planted")
             return real(*args)
 
-        monkeypatch.setattr(library_module, "host_delta", sometimes)
+        monkeypatch.setattr(library_module, "add_on_host", sometimes)
         for _ in range(5):
             call(count, accumulator, state)
         failing["on"] = False
@@ -135,7 +135,7 @@ class TestNeverHurts:
         def interrupt(*_):
             raise stop
 
-        monkeypatch.setattr(library_module, "host_delta", interrupt)
+        monkeypatch.setattr(library_module, "add_on_host", interrupt)
         with pytest.raises(stop):
             call(count, accumulator, state)
 

@@ -10,6 +10,7 @@ import torch
 from moetrace.layout import SCORINGS, AccumulatorLayout
 from moetrace.ops import Bin, TracerState, count, fused, register
 from moetrace.ops.fused import add_fused, operator_form
+from moetrace.ops.host_form import has_host_kernel
 from moetrace.ops.reference import routing_delta
 from moetrace.routing import Routing
 
@@ -70,7 +71,7 @@ class TestFallsBack:
     def test_without_triton(self, unresolved, monkeypatch, caplog):
         """Without Triton the composition counts; that is said once and is no error."""
         monkeypatch.setitem(sys.modules, "moetrace.ops.triton_kernel", None)
-        monkeypatch.setattr("moetrace.ops.library.host_delta", lambda *_: None)
+        monkeypatch.setattr("moetrace.ops.library.add_on_host", lambda *_: None)
         state = TracerState()
         register(state)
         accumulator = torch.zeros(len(Bin), WIDTH, dtype=torch.int64)
@@ -136,8 +137,9 @@ class TestFallsBack:
 
 class TestOperatorForm:
     def test_on_a_cpu(self):
-        """On a CPU the host form counts, elsewhere without a kernel the composition."""
-        assert operator_form(torch.device("cpu")) == "host form"
+        """On a CPU the host kernel counts, elsewhere without a kernel the composition."""
+        kernel, none = "host kernel", "numpy, since no host kernel was built"
+        assert operator_form(torch.device("cpu")) == (kernel if has_host_kernel() else none)
         assert operator_form(torch.device("xpu")) == "torch composition"
 
     def test_where_there_is_the_kernel(self, unresolved):

@@ -131,6 +131,7 @@ def manifest(layers: Sequence[str], *, experts: int, top_k: int) -> dict[str, An
         "model": "Qwen3MoeForCausalLM",
         "every": 10,
         "world_size": 1,
+        "operator": "host kernel",
         "versions": {"moetrace": "0.1.0", "torch": "2.13.0", "python": "3.11.7", "numpy": "2.3.0"},
         "sites": [
             {

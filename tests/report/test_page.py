@@ -202,6 +202,7 @@ class TestFacts:
             "<dt>attempts</dt><dd>0, 2</dd>",
             "<dt>state</dt><dd>finished</dd>",
             "<dt>window</dt><dd>every 10 steps</dd>",
+            "<dt>operator</dt><dd>host kernel</dd>",
             "moetrace 0.1.0, torch 2.13.0, python 3.11.7, numpy 2.3.0",
             "<td>mlp</td><td>Qwen3MoeTopKRouter</td><td>standard</td><td>softmax</td><td>2</td>",
         ):

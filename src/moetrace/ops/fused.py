@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from moetrace.layout import SCORINGS, AccumulatorLayout
+from moetrace.ops.host_form import has_host_kernel
 from moetrace.routing import Routing
 
 __all__ = ["add_fused", "operator_form"]
@@ -67,11 +68,13 @@ def operator_form(device: torch.device) -> str:
     On a GPU that has not counted yet the kernel is imported to find out; whether it builds shows at
     the first forward.
 
-    >>> operator_form(torch.device("cpu"))
-    'host form'
+    >>> operator_form(torch.device("xpu"))
+    'torch composition'
     """
     if device.type not in _DEVICES:
-        return "host form" if device.type == "cpu" else "torch composition"
+        if device.type != "cpu":
+            return "torch composition"
+        return "host kernel" if has_host_kernel() else "numpy, since no host kernel was built"
     if _kernel.resolve() is None:
         return f"torch composition, since the fused kernel failed: {_kernel.failure}"
     return "fused kernel"

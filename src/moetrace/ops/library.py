@@ -23,7 +23,7 @@ from torch import Tensor
 from moetrace.layout import AccumulatorLayout
 from moetrace.ops.backward import in_backward
 from moetrace.ops.fused import add_fused
-from moetrace.ops.host_form import host_delta
+from moetrace.ops.host_form import add_on_host
 from moetrace.ops.reference import routing_delta
 from moetrace.routing import Routing
 
@@ -174,15 +174,12 @@ def count(
                 state.misfits += row != Bin.RECOMPUTED
                 mask_T = None
         routing = Routing(topk_expert_ids_TK, logits_TE, topk_weights_TK, routing_map_TE)
-        sums = None
-        if accumulator.is_cpu:
-            sums = host_delta(routing, mask_T, num_experts, scoring)
-        if sums is None:
+        if not (
+            accumulator.is_cpu
+            and add_on_host(accumulator, row, state.lock, routing, mask_T, num_experts, scoring)
+        ):
             with torch.no_grad():
                 _add_on_device(state, accumulator, row, routing, mask_T, scoring)
-        else:
-            with state.lock:
-                accumulator.numpy()[row] += sums
     except Exception as error:
         state.errors[_told(error)] += 1
         state.failures[accumulator.data_ptr()] += 1

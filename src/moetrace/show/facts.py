@@ -36,6 +36,7 @@ def facts(run: Run) -> dict[str, Any]:
         "world_size": manifest.get("world_size"),
         "sites": [_with_calls(site, totals) for site in listed(manifest, "sites")],
         "near_misses": list(listed(manifest, "near_misses")),
+        "operator": manifest.get("operator", ""),
         "versions": manifest.get("versions"),
         "health": {phase: dict(totals.health.get(phase, {})) for phase in run.phases},
         "events": len(run.events()),
@@ -59,6 +60,7 @@ def show_facts(run: Run, *, stream: TextIO | None = None) -> None:
         "window": f"every {found['every']} steps",
         "ranks": f"{_listed(run.ranks)} of world size {found['world_size']}",
         "attempts": _listed(run.attempts),
+        "operator": found["operator"] or "not recorded",
         "versions": _pairs(found["versions"]),
         "events": found["events"],
     }

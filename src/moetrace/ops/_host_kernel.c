@@ -1,0 +1,327 @@
+/* What one forward of one router adds to its accumulator, in one pass over its scores.
+ *
+ * The numbers are those of moetrace.ops.reference, which says what every form must equal; the order
+ * of the sums is that of moetrace.layout. Scores, ids and sums come as addresses: host_form.py has
+ * made sure of what lies there. Letters: T tokens, E experts, K chosen, N lanes.
+ *
+ * Lanes are GCC's vector extension and no loop left to the optimiser: that would take -ffast-math,
+ * which at link time switches off denormal numbers for the whole process. Sums run over the lanes
+ * in one fixed order, whatever the machine.
+ */
+#define Py_LIMITED_API 0x030b0000
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define N 16
+#define FLOOR -200.0f
+#define LIMIT 1024.0f
+#define TOKENS_IN_FLOAT 256 /* so many add up in float32 without losing a digit */
+#define LARGE (1 << 20)     /* scores, about a millisecond, for which the interpreter is let go */
+
+enum { TOKENS, CALLS, MASKED, DROPPED, NONFINITE, ENTROPY, CONFIDENCE, MARGIN, LSE, LSE_SQ, SCALARS };
+enum { FLOAT32, BFLOAT16 };
+
+typedef float lanes __attribute__((vector_size(4 * N)));
+typedef float lanes_anywhere __attribute__((vector_size(4 * N), aligned(4)));
+typedef int32_t whole __attribute__((vector_size(4 * N)));
+typedef float eight __attribute__((vector_size(32)));
+typedef int32_t whole_eight __attribute__((vector_size(32)));
+typedef float four __attribute__((vector_size(16)));
+typedef int32_t whole_four __attribute__((vector_size(16)));
+
+#define INLINE static inline __attribute__((always_inline))
+#if defined(__x86_64__) && defined(__GLIBC__)
+#define FOR_EACH_CPU __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define FOR_EACH_CPU
+#endif
+
+#define PICK(type, which, a, b) ((type)(((which) & (a)) | (~(which) & (b))))
+#define HIGHER(type, integers, a, b) PICK(type, (integers)((a) > (b)), (integers)(a), (integers)(b))
+#define ALL(x) ((lanes){0} + (x))
+
+INLINE float sum_of(lanes v) {
+  eight a, b;
+  memcpy(&a, &v, 32);
+  memcpy(&b, (const char *)&v + 32, 32);
+  a += b;
+  four c, d;
+  memcpy(&c, &a, 16);
+  memcpy(&d, (const char *)&a + 16, 16);
+  c += d;
+  return (c[0] + c[1]) + (c[2] + c[3]);
+}
+
+INLINE float highest_of(lanes v) {
+  eight a, b;
+  memcpy(&a, &v, 32);
+  memcpy(&b, (const char *)&v + 32, 32);
+  a = HIGHER(eight, whole_eight, a, b);
+  four c, d;
+  memcpy(&c, &a, 16);
+  memcpy(&d, (const char *)&a + 16, 16);
+  c = HIGHER(four, whole_four, c, d);
+  const float e = c[0] > c[1] ? c[0] : c[1], f = c[2] > c[3] ? c[2] : c[3];
+  return e > f ? e : f;
+}
+
+/* e**x for x <= 0, to 2 units in the last place; 0 below e**-87, NaN of NaN. Source: the polynomial
+ * of the Cephes library's expf, S. Moshier, 1989. Adding 1.5 * 2**23 rounds to a whole number. */
+INLINE lanes exponential(lanes x) {
+  const lanes shifted = x * 1.44269504088896341f + 12582912.0f;
+  const lanes n = shifted - 12582912.0f;
+  lanes r = x - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  lanes p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const whole power = ((whole)shifted - (0x4B400000 - 127)) << 23;
+  const whole tiny = x < -87.0f;
+  return (lanes)((whole)(p * (lanes)power) & ~tiny);
+}
+
+struct forward {
+  const int64_t *ids;     /* (T, K) */
+  const char *scores;     /* (T, E), a row every row_bytes */
+  const float *lses;      /* (T,), or NULL where the scores are the logits themselves */
+  const float *weights;   /* (T, K), or NULL */
+  const uint8_t *real;    /* (T,), or NULL */
+  int64_t T, E, K, row_bytes;
+};
+
+struct sums {
+  double *probs;          /* (E,) */
+  double *gates;          /* (E + 1,), the overflow bin last */
+  int64_t *counts;        /* (E + 1,) */
+  double reals[SCALARS];
+  int64_t tokens, nonfinite;
+  lanes *scores, *exps, *some_probs; /* a row each, padded to whole lanes */
+};
+
+INLINE lanes load(const char *row, int64_t place, int kind) {
+  if (kind == FLOAT32) return *(const lanes_anywhere *)(row + 4 * place);
+  uint16_t halves __attribute__((vector_size(2 * N)));
+  memcpy(&halves, row + 2 * place, sizeof halves);
+  return (lanes)(__builtin_convertvector(halves, whole) << 16);
+}
+
+INLINE float load_one(const char *row, int64_t place, int kind) {
+  float value = 0;
+  if (kind == FLOAT32) {
+    memcpy(&value, row + 4 * place, 4);
+  } else {
+    memcpy((char *)&value + 2 * (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__), row + 2 * place, 2);
+  }
+  return value;
+}
+
+INLINE int64_t expert_of(int64_t id, int64_t E) { return (uint64_t)id < (uint64_t)E ? id : 0; }
+
+INLINE void flush_probs(struct sums *sums, int64_t E) {
+  float *some = (float *)sums->some_probs;
+  for (int64_t i = 0; i < E; i++) {
+    sums->probs[i] += some[i];
+    some[i] = 0;
+  }
+}
+
+INLINE void score(const struct forward *f, struct sums *sums, int kind) {
+  const int64_t E = f->E, K = f->K, rows = (E + N - 1) / N, inside = E / N;
+  lanes *scores = sums->scores, *exps = sums->exps;
+  float *flat = (float *)scores;
+  double entropy = 0, confidence = 0, margin = 0, lse_sum = 0, lse_sq = 0;
+  int64_t since = 0;
+  for (int64_t t = 0; t < f->T; t++) {
+    if (f->real && !f->real[t]) continue;
+    if (f->lses && !isfinite(f->lses[t])) {
+      sums->nonfinite++;
+      continue;
+    }
+    const char *row = f->scores + t * f->row_bytes;
+    lanes tops = ALL(-INFINITY);
+    for (int64_t i = 0; i < inside; i++) {
+      scores[i] = load(row, i * N, kind);
+      tops = HIGHER(lanes, whole, tops, scores[i]);
+    }
+    if (inside < rows) {
+      scores[inside] = ALL(-INFINITY);
+      for (int64_t i = inside * N; i < E; i++) flat[i] = load_one(row, i, kind);
+      tops = HIGHER(lanes, whole, tops, scores[inside]);
+    }
+    const float top = highest_of(tops);
+    /* What is not finite shows in the top or, a NaN, which no comparison lets through, in the
+     * total. Where the logits are finite all the same the experts count as equals. */
+    lanes totals = ALL(0.0f), dots = ALL(0.0f);
+    for (int64_t i = 0; i < rows; i++) {
+      const lanes shifted = scores[i] - top;
+      scores[i] = PICK(lanes, (whole)(shifted < FLOOR), (whole)ALL(FLOOR), (whole)shifted);
+      exps[i] = exponential(scores[i]);
+      totals += exps[i];
+      dots += exps[i] * scores[i];
+    }
+    float total = sum_of(totals), dot = sum_of(dots);
+    if (!isfinite(top) || !isfinite(total)) {
+      if (!f->lses) {
+        sums->nonfinite++;
+        continue;
+      }
+      for (int64_t i = 0; i < rows * N; i++) {
+        flat[i] = 0;
+        ((float *)exps)[i] = 1;
+      }
+      total = (float)E;
+      dot = 0;
+    }
+    const float share = 1 / total, log_total = logf(total);
+    for (int64_t i = 0; i < rows; i++) sums->some_probs[i] += exps[i] * share;
+    if (++since == TOKENS_IN_FLOAT) {
+      flush_probs(sums, E);
+      since = 0;
+    }
+    if (K < E) {
+      const int64_t *ids = f->ids + t * K;
+      const float floor = log_total + FLOOR;
+      float lowest = 0;
+      for (int64_t k = 0; k < K; k++) {
+        const float chosen = flat[expert_of(ids[k], E)];
+        lowest = chosen < lowest ? chosen : lowest;
+      }
+      for (int64_t k = 0; k < K; k++) flat[expert_of(ids[k], E)] = -INFINITY;
+      for (int64_t i = E; i < rows * N; i++) flat[i] = -INFINITY;
+      lanes rest = ALL(-INFINITY);
+      for (int64_t i = 0; i < rows; i++) rest = HIGHER(lanes, whole, rest, scores[i]);
+      const float left = highest_of(rest);
+      margin += (lowest > floor ? lowest : floor) - (left > floor ? left : floor);
+    }
+    float lse = f->lses ? f->lses[t] : top + log_total;
+    lse = lse > LIMIT ? LIMIT : lse < -LIMIT ? -LIMIT : lse;
+    const float nats = log_total - dot * share;
+    entropy += nats > 0 ? nats : 0;
+    confidence += share;
+    lse_sum += lse;
+    lse_sq += (double)lse * lse;
+  }
+  flush_probs(sums, E);
+  sums->reals[ENTROPY] = entropy;
+  sums->reals[CONFIDENCE] = confidence;
+  sums->reals[MARGIN] = margin;
+  sums->reals[LSE] = lse_sum;
+  sums->reals[LSE_SQ] = lse_sq;
+}
+
+FOR_EACH_CPU static void score_float32(const struct forward *f, struct sums *sums) {
+  score(f, sums, FLOAT32);
+}
+
+FOR_EACH_CPU static void score_bfloat16(const struct forward *f, struct sums *sums) {
+  score(f, sums, BFLOAT16);
+}
+
+static void choose(const struct forward *f, struct sums *sums) {
+  const int64_t E = f->E, K = f->K;
+  for (int64_t t = 0; t < f->T; t++) {
+    if (f->real && !f->real[t]) continue;
+    sums->tokens++;
+    for (int64_t i = t * K; i < (t + 1) * K; i++) {
+      const int64_t expert = (uint64_t)f->ids[i] < (uint64_t)E ? f->ids[i] : E;
+      sums->counts[expert]++;
+      if (f->weights) {
+        const float w = f->weights[i];
+        sums->gates[expert] += w > LIMIT ? LIMIT : w < -LIMIT ? -LIMIT : w == w ? w : 0;
+      }
+    }
+  }
+}
+
+static int64_t fixed(double sum, int bits) {
+  const double scaled = rint(ldexp(sum, bits));
+  return scaled >= 0x1p62 ? INT64_C(1) << 62 : scaled <= -0x1p62 ? -(INT64_C(1) << 62) : (int64_t)scaled;
+}
+
+/* Where a sum stands in a row, and its binary digits after the point, is moetrace.layout's to say. */
+static void commit(const struct forward *f, const struct sums *sums, int64_t *row) {
+  static const int bits[SCALARS] = {[ENTROPY] = 26, [CONFIDENCE] = 30, [MARGIN] = 20, [LSE] = 20, [LSE_SQ] = 16};
+  const int64_t E = f->E;
+  int64_t *scalars = row + 3 * E + 1;
+  for (int64_t i = 0; i <= E; i++) row[i] += sums->counts[i];
+  for (int64_t i = 0; i < E; i++) {
+    row[E + 1 + i] += fixed(sums->probs[i], 30);
+    row[2 * E + 1 + i] += fixed(sums->gates[i], 30);
+  }
+  scalars[TOKENS] += sums->tokens;
+  scalars[CALLS] += 1;
+  scalars[MASKED] += f->T - sums->tokens;
+  scalars[NONFINITE] += sums->nonfinite;
+  for (int i = ENTROPY; i < SCALARS; i++) scalars[i] += fixed(sums->reals[i], bits[i]);
+}
+
+static int add_forward(const struct forward *f, int kind, int64_t *row) {
+  const int64_t E = f->E, padded = (E + N - 1) / N * N;
+  const size_t floats = 3 * padded * sizeof(float), eights = (3 * E + 2) * sizeof(double);
+  char *memory = malloc(floats + eights + sizeof(lanes));
+  if (!memory) return 0;
+  char *aligned = memory + (-(uintptr_t)memory & (sizeof(lanes) - 1));
+  memset(aligned, 0, floats + eights);
+  struct sums sums = {0};
+  sums.scores = (lanes *)aligned;
+  sums.exps = sums.scores + padded / N;
+  sums.some_probs = sums.exps + padded / N;
+  sums.probs = (double *)(aligned + floats);
+  sums.gates = sums.probs + E;
+  sums.counts = (int64_t *)(sums.gates + E + 1);
+  choose(f, &sums);
+  if (f->scores) {
+    if (kind == BFLOAT16) {
+      score_bfloat16(f, &sums);
+    } else {
+      score_float32(f, &sums);
+    }
+  }
+  commit(f, &sums, row);
+  free(memory);
+  return 1;
+}
+
+enum { ROW, EXPERTS, COUNT, CHOSEN, IDS, SCORES, KIND, ROW_BYTES, LSES, WEIGHTS, REAL, ARGUMENTS };
+
+static PyObject *add(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+  int64_t a[ARGUMENTS];
+  if (given != ARGUMENTS) {
+    return PyErr_Format(PyExc_TypeError, "add takes %d whole numbers, found %zd", ARGUMENTS, given);
+  }
+  for (int i = 0; i < ARGUMENTS; i++) a[i] = PyLong_AsLongLong(args[i]);
+  if (PyErr_Occurred()) return NULL;
+#define AT(type, i) ((type)(intptr_t)a[i])
+  const struct forward f = {
+      AT(const int64_t *, IDS), AT(const char *, SCORES), AT(const float *, LSES),
+      AT(const float *, WEIGHTS), AT(const uint8_t *, REAL),
+      a[COUNT], a[EXPERTS], a[CHOSEN], a[ROW_BYTES],
+  };
+  int done;
+  if (f.T < LARGE / f.E) {
+    done = add_forward(&f, (int)a[KIND], AT(int64_t *, ROW));
+  } else {
+    Py_BEGIN_ALLOW_THREADS
+    done = add_forward(&f, (int)a[KIND], AT(int64_t *, ROW));
+    Py_END_ALLOW_THREADS
+  }
+  if (!done) return PyErr_NoMemory();
+  Py_RETURN_NONE;
+}
+
+static PyMethodDef methods[] = {
+    {"add", (PyCFunction)(void (*)(void))add, METH_FASTCALL, "See _host_kernel.pyi."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "moetrace.ops._host_kernel", NULL, 0, methods, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__host_kernel(void) { return PyModuleDef_Init(&module); }

@@ -1,0 +1,38 @@
+def add(
+    row: int,
+    num_experts: int,
+    tokens: int,
+    chosen: int,
+    ids: int,
+    scores: int,
+    kind: int,
+    row_bytes: int,
+    lses: int,
+    weights: int,
+    real: int,
+    /,
+) -> None:
+    """Add one forward of a router to its sums; addresses are trusted.
+
+    Letters: T tokens, E experts, K chosen per token. An address of 0 says that there is no such
+    part. The interpreter goes on meanwhile where there are more than a million scores.
+
+    Args:
+        row: Address of the sums, int64, ``(W,)``, in the order of `moetrace.layout`.
+        num_experts: E, at least 1.
+        tokens: T.
+        chosen: K, at least 1.
+        ids: Address of the chosen experts, int64, ``(T, K)``, contiguous.
+        scores: Address of what the softmax is taken of, ``(T, E)``.
+        kind: What a score is: 0 float32, 1 bfloat16.
+        row_bytes: Bytes from one token's scores to the next one's.
+        lses: Address of the log-sum-exp of each token's logits, float32, ``(T,)``, where these are
+            not the scores.
+        weights: Address of the gate weights, float32, ``(T, K)``, contiguous.
+        real: Address of the mask, bool, ``(T,)``: other than 0 where a token counts.
+
+    Raises:
+        MemoryError: There is none for three rows of scores.
+        TypeError: An argument is no whole number, or their number is another one.
+        OverflowError: An argument does not fit 64 bits.
+    """
