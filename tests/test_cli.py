@@ -133,7 +133,17 @@ router would show by chance. Entropy in nats. dead: experts without a token.
         assert main(["show", str(path), "--json"]) == 0
         record = json.loads(capsys.readouterr().out)
         assert list(record) == snapshot(
-            ["run_id", "phase", "first_step", "last_step", "summary", "layers", "tables"]
+            [
+                "run_id",
+                "phase",
+                "first_step",
+                "last_step",
+                "summary",
+                "layers",
+                "tables",
+                "weights",
+                "gradients",
+            ]
         )
         assert list(record["layers"][1]) == snapshot(
             [
@@ -243,6 +253,9 @@ fault: none
                 "versions",
                 "health",
                 "events",
+                "tables",
+                "weights",
+                "gradients",
             ]
         )
         assert record["layers"] == list(LAYERS)

@@ -53,7 +53,8 @@ def _summary(findings: Sequence[Mapping[str, Any]], sites: Sequence[Mapping[str,
     ]
     healthy = all(severity == "note" for severity in severities)
     verdict = ", ".join((["healthy"] if healthy else []) + told)
-    return f"{counted} of {len(sites)} sites counted; {verdict}"
+    where = f"{counted} of {len(sites)} sites counted" if sites else "nothing is counted here"
+    return f"{where}; {verdict}"
 
 
 def _by_kind(sites: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:

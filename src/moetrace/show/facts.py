@@ -24,7 +24,8 @@ def facts(run: Run) -> dict[str, Any]:
     All of `Run.summary`, and: ``path``; from the manifest ``every``, ``world_size``, ``versions``,
     ``near_misses`` and ``sites``, each with ``calls``, the forwards it counted by phase;
     ``health``, the tracer's own state when the newest window of each phase closed; ``events``, how
-    many were written.
+    many were written; ``tables`` of experts, with whether they were ``counted``; ``weights``, names
+    of the tensors whose weights were recorded; ``gradients``, of how many repeated blocks by group.
     """
     manifest, totals = run.manifest, Totals()
     for _ in totals.windows(run):
@@ -40,6 +41,9 @@ def facts(run: Run) -> dict[str, Any]:
         "versions": manifest.get("versions"),
         "health": {phase: dict(totals.health.get(phase, {})) for phase in run.phases},
         "events": len(run.events()),
+        "tables": _tables(run, totals),
+        "weights": [".".join(key) for key in totals.weights],
+        "gradients": {group: len(blocks - {""}) for group, blocks in totals.gradients.items()},
     }
 
 
@@ -70,11 +74,8 @@ def show_facts(run: Run, *, stream: TextIO | None = None) -> None:
     print_table(
         ("phase", "windows", "steps", "tokens"), [_phase(p, found) for p in run.phases], out
     )
-    for kind, groups in _by_kind(found["sites"]).items():
-        print_line("", out)
-        _print_folded(f"{sum(map(len, groups.values()))} x {kind}", "", out)
-        for fired, names in groups.items():
-            _print_folded(f"{fired}: {', '.join(names)}", "  ", out)
+    _print_kinds(_by_kind(found["sites"]), out)
+    _print_probes(found, out)
     if found["near_misses"]:
         print_line("\nlooked like a router and was left:", out)
         for group in found["near_misses"]:
@@ -92,13 +93,62 @@ def _with_calls(site: Mapping[str, Any], totals: Totals) -> dict[str, Any]:
     return {**site, "calls": calls}
 
 
+def _tables(run: Run, totals: Totals) -> list[dict[str, Any]]:
+    """Tables of experts: those that the header names, and those of which there is a window."""
+    told = {str(table.get("layer")): dict(table) for table in listed(run.manifest, "tables")}
+    for layer, table in totals.tables.items():
+        told.setdefault(
+            layer,
+            {"layer": layer, "num_experts": table.num_experts, "columns": table.columns},
+        )
+    return [{**table, "counted": layer in totals.tables} for layer, table in told.items()]
+
+
+def _kinds_of_tables(tables: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[str]]]:
+    """Names of the tables by what they are and by whether they counted."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for table in tables:
+        kind = f"table, {table.get('num_experts')} experts"
+        if table.get("columns"):
+            kind += f" by product keys, {table['columns']} columns"
+        fired = "counted in train" if table["counted"] else "counted nothing"
+        names = found.setdefault(printable(kind), {}).setdefault(fired, [])
+        names.append(printable(str(table["layer"])))
+    return found
+
+
+def _print_kinds(kinds: Mapping[str, Mapping[str, Sequence[str]]], out: TextIO) -> None:
+    for kind, groups in kinds.items():
+        print_line("", out)
+        _print_folded(f"{sum(map(len, groups.values()))} x {kind}", "", out)
+        for fired, names in groups.items():
+            _print_folded(f"{fired}: {', '.join(names)}", "  ", out)
+
+
+def _print_probes(found: Mapping[str, Any], out: TextIO) -> None:
+    _print_kinds(_kinds_of_tables(found["tables"]), out)
+    if not found["sites"] and not found["tables"]:
+        print_line("\nno router and no table of experts was traced", out)
+    if found["weights"]:
+        print_line("", out)
+        _print_folded(f"weights followed of {len(found['weights'])} tensors", "", out)
+        _print_folded(", ".join(map(printable, found["weights"])), "  ", out)
+    if found["gradients"]:
+        told = [
+            printable(group) + (f" ({blocks} blocks)" if blocks > 1 else "")
+            for group, blocks in found["gradients"].items()
+        ]
+        print_line("", out)
+        _print_folded(f"gradients measured, by group: {', '.join(told)}", "", out)
+
+
 def _phase(phase: str, found: Mapping[str, Any]) -> list[Cell]:
     first, last = found["steps"][phase]
     return [
         Cell(printable(phase)),
         Cell(f"{found['windows'][phase]:,}"),
         Cell(f"{first}-{last}" if first != last else f"{first}"),
-        Cell(f"{found['tokens'][phase]:,}"),
+        Cell(f"{found['tokens'][phase]:,}" if found["layers"] else "-"),
     ]
 
 

@@ -23,6 +23,8 @@ class Totals:
         newest: First and last step of the last train window in which any layer counted.
         last_step: The last step of any phase.
         tables: The newest record of each table of experts in a train window.
+        weights: Tensors whose weights were recorded: layer and name.
+        gradients: Groups of parameters whose gradients were recorded, with their blocks.
     """
 
     calls: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -32,6 +34,8 @@ class Totals:
     newest: tuple[int, int] = (0, 0)
     last_step: int = 0
     tables: dict[str, IndexStats] = field(default_factory=dict)
+    weights: dict[tuple[str, str], None] = field(default_factory=dict)
+    gradients: dict[str, set[str]] = field(default_factory=dict)
 
     def windows(self, run: Run) -> Iterator[Snapshot]:
         """Every window of every phase, added to the totals on its way."""
@@ -51,6 +55,9 @@ class Totals:
         self.last_step = max(self.last_step, window.last_step)
         if window.phase == "train":
             self.tables.update({table.layer: table for table in window.indices})
+        self.weights.update(dict.fromkeys(record.key for record in window.weights))
+        for record in window.gradients:
+            self.gradients.setdefault(record.group, set()).add(record.layer)
         for stats in window:
             calls[stats.layer] = calls.get(stats.layer, 0) + stats.calls
             self.tokens[stats.layer] = self.tokens.get(stats.layer, 0) + stats.tokens

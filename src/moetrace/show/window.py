@@ -9,6 +9,12 @@ from moetrace.printable import printable, span_text
 from moetrace.routing_stats import RoutingStats
 from moetrace.run import Run
 from moetrace.show.columns import Cell, print_line, print_table
+from moetrace.show.probes import (
+    gradient_records,
+    print_gradients,
+    print_weights,
+    weight_records,
+)
 from moetrace.show.tables import print_tables, table_records
 from moetrace.snapshot import Snapshot
 
@@ -31,7 +37,7 @@ TROUBLE = {
 
 
 def show_table(run: Run, snapshot: Snapshot, *, stream: TextIO | None = None) -> None:
-    """Print a window of a run: a row per layer, then what the columns mean.
+    """Print a window of a run: a row per layer, then what the columns mean; then what probes saw.
 
     Args:
         run: The run that it is of.
@@ -44,7 +50,9 @@ def show_table(run: Run, snapshot: Snapshot, *, stream: TextIO | None = None) ->
     print_line(f"{model}, {printable(snapshot.phase)}, {where}", out)
     metrics = [stats.metrics() for stats in snapshot]
     rows = [_row(stats, found) for stats, found in zip(snapshot, metrics, strict=True)]
-    if rows or not snapshot.indices:
+    if not rows and not snapshot.indices:
+        print_line("no router was recorded in this window.", out)
+    if rows:
         print_table(HEAD, rows, out)
         line = "MaxVio: heaviest expert over its fair share, minus 1; floor: what a uniform"
         print_line(line, out)
@@ -54,6 +62,12 @@ def show_table(run: Run, snapshot: Snapshot, *, stream: TextIO | None = None) ->
         print_line(remark, out)
     if snapshot.indices:
         print_tables(snapshot.indices, out)
+    if snapshot.weights:
+        print_line("", out)
+        print_weights(snapshot.weights, out)
+    if snapshot.gradients:
+        print_line("", out)
+        print_gradients(snapshot.gradients, out)
 
 
 def window_at(snapshots: Sequence[Snapshot], step: int | None) -> Snapshot:
@@ -81,7 +95,8 @@ def window_record(run: Run, snapshot: Snapshot) -> dict[str, Any]:
     """A window as plain numbers, strings, lists and dicts, for programs.
 
     ``layers`` hold the counts, every metric (None where it is undefined) and why it is withheld;
-    ``tables`` the tables of experts with theirs; ``summary`` the keys that a tracker shows.
+    ``tables`` the tables of experts with theirs, ``weights`` and ``gradients`` what probes
+    recorded; ``summary`` the keys that a tracker shows.
     """
     return {
         "run_id": run.run_id,
@@ -105,6 +120,8 @@ def window_record(run: Run, snapshot: Snapshot) -> dict[str, Any]:
             for stats in snapshot
         ],
         "tables": table_records(snapshot.indices),
+        "weights": weight_records(snapshot),
+        "gradients": gradient_records(snapshot),
     }
 
 

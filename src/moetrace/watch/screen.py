@@ -139,11 +139,10 @@ def _head(view: View, width: int, now: float | None) -> Iterator[Text]:
     if windows is None:
         yield Text(state)
         return
-    tokens = int(windows.tokens[-1].max(initial=0))
     parts = [
         f"{shown(windows.phase)} {span_text(*windows.spans[-1])}",
         "1 window" if len(windows) == 1 else f"{len(windows)} windows",
-        f"{tokens:,} tokens",
+        *([f"{int(windows.tokens[-1].max()):,} tokens"] if windows.layers else []),
         state,
     ]
     line = Text(", ".join(parts))
