@@ -19,7 +19,8 @@ import pytest
 from tests.chaos.ledger import Ledger
 from tests.chaos.long_versions import LONG
 
-SIZES = {"kills": 1000, "forks": 1000, "states": 10_000, "fuzz": 300, "exits": 100, "soak": 10**6}
+SIZES = {"kills": 1000, "forks": 1000, "states": 10_000, "fuzz": 600, "exits": 100, "soak": 10**6}
+"""How often, or how many steps; of ``fuzz`` the seconds."""
 
 
 def main() -> int:

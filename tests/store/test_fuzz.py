@@ -1,39 +1,83 @@
-"""Kept cases and fresh mutations of them: a reader withstands any bytes."""
+"""Any bytes in any file: kept cases, and what a coverage-guided fuzzer makes of them."""
 
-import random
-import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.store.fuzzing import CORPUS, fuzz, load, read_all, write_tree
+from moetrace.run import open_run
+from tests.store.cases import kept, read_tree, unpacked, write_tree
+from tests.store.fuzzing import HAS_ATHERIS, fuzz
+from tests.store.mutation import sealed
+from tests.store.reading import read_all, show_all
+from tests.store.windows import arrays_of, window, write
 
-KEPT = sorted(path.name for path in CORPUS.glob("*.json"))
+KEPT = kept()
+
+needs_atheris = pytest.mark.skipif(not HAS_ATHERIS, reason="atheris has no wheel for this Python")
 
 
 class TestCorpus:
     @pytest.mark.parametrize("name", KEPT)
     def test_every_kept_case_is_withstood(self, tmp_path: Path, name: str) -> None:
-        """I1: what once broke a reader is read, or refused in one line."""
-        write_tree(load(CORPUS / name), tmp_path)
-        read_all(tmp_path, with_commands=True)
+        """I1: what reaches each part of a reader, or once broke one, is read or refused."""
+        write_tree(unpacked(KEPT[name]), tmp_path)
+        read_all(tmp_path)
+        show_all(tmp_path)
 
-    def test_mutations_are_withstood(self, tmp_path: Path) -> None:
-        """I1, I13, I14: flipped, cut, repeated, forged under a right checksum: nothing raises."""
-        tries, failures = fuzz(random.Random(5), seconds=250, most=100, folder=tmp_path)
-        assert (tries, failures) == (100, 0)
 
-    def test_a_reader_that_fails_is_found(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """I1: the fuzzer sees an exception, and keeps what led to it."""
-        corpus = tmp_path / "corpus"
-        corpus.mkdir()
-        (corpus / "plain.json").write_bytes((CORPUS / "plain.json").read_bytes())
-        monkeypatch.setattr("tests.store.fuzzing.CORPUS", corpus)
-        monkeypatch.setattr("moetrace.store.segment_reader.is_text", lambda _: True, raising=False)
-        monkeypatch.setattr("moetrace.store.records.is_text", lambda _: True)
-        tries, failures = fuzz(random.Random(1), seconds=250, most=100, folder=tmp_path)
-        assert tries == 100
-        assert 0 < failures == len(list(corpus.glob("found-*.json")))
-        assert "antigravity" not in sys.modules
+class TestSealed:
+    def test_a_count_that_was_changed_gets_past_its_checksum(self, tmp_path: Path) -> None:
+        """I14: the fuzzer reaches what is behind the checksums: it puts right ones there."""
+        write(tmp_path, [window(7)])
+        arrays = arrays_of(tmp_path)
+        data = bytearray(arrays.read_bytes())
+        start = 8 + int.from_bytes(data[:8], "little")
+        data[start : start + 4] = np.int32(11).tobytes()
+        arrays.write_bytes(data)
+        assert open_run(tmp_path).snapshots() == []
+        write_tree(sealed(read_tree(tmp_path)), tmp_path)
+        assert open_run(tmp_path).counts().tolist() == [[[11, 1]]]
+
+
+BROKEN = {
+    "an exception": ("raise KeyError", "KeyError"),
+    "memory": ("bytes(1 << 29)", "MemoryError"),
+    "a file": ("open('/dev/null', 'w')", "open('/dev/null'"),
+    "an import": ("import colorsys", "import('colorsys'"),
+    "a connection": ("import socket; socket.create_server(('', 0))", "socket.bind"),
+    "no end": ("while True: pass", "timeout after"),
+}
+"""What a reader may not do, and how the fuzzer says that it did."""
+
+
+@needs_atheris
+class TestFuzzer:
+    def test_what_it_makes_is_withstood(self, tmp_path: Path) -> None:
+        """I1, I13, I14: cut, repeated, forged under a right checksum: nothing raises."""
+        done = fuzz(tmp_path, "-runs=200", "-seed=5")
+        assert done.found is None, done.told[-4000:]
+        assert done.runs >= 200
+        assert done.corpus > len(KEPT)
+
+    @pytest.mark.parametrize("what", BROKEN)
+    def test_a_reader_that_fails_is_found(self, tmp_path: Path, what: str) -> None:
+        """I1: a fault that a field of another type brings out is found, and what led to it left."""
+        act, told = BROKEN[what]
+        program = (
+            "import atheris, socket\n"
+            "with atheris.instrument_imports(include=['moetrace']):\n"
+            "    from moetrace.store import records\n"
+            "good = records.integer\n"
+            "def bad(record, name, *, below=2**63):\n"
+            "    if type(record.get(name)) is not int:\n"
+            f"        {act}\n"
+            "    return good(record, name, below=below)\n"
+            "records.integer = bad\n"
+            "from tests.store.fuzzing import main\n"
+            "main()\n"
+        )
+        done = fuzz(tmp_path, "-runs=2000", "-seed=1", "-timeout=2", program=("-c", program))
+        assert told in done.told
+        assert done.found is not None
+        assert unpacked(done.found.read_bytes())

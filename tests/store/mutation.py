@@ -1,0 +1,322 @@
+"""Faults for run folders that get past their checksums, as an attacker's would.
+
+A fault may be anywhere: in a file, a line, a value of a record, a number of an array, the order of
+lines, the names of files. Afterwards most cases are sealed again, line by line and row by row, so
+that what is behind the checksums is reached.
+"""
+
+import json
+import random
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+from tests.store.cases import Case
+
+Change = Callable[[bytes], bytes]
+"""Changes bytes at random; the fuzzer's, which has seen what they are compared with."""
+
+INTEGERS = (-1, 0, 1, 2, 2**31, 2**53, 2**62, 2**63 - 1, 2**63, -(2**63), 2**64 - 1)
+FLOATS: tuple[Any, ...] = (*({"$float": name} for name in ("nan", "inf", "-inf")), 1e308, -0.0, 0.5)
+NASTY: tuple[Any, ...] = (
+    *(None, True, False, *INTEGERS, *FLOATS, {"$float": []}),
+    *("", "a", "\0", "../../etc/passwd", "x" * 5000, "\x1b[2J", "__proto__", "1"),
+    *([], {}, [[]], [0], [-1], ["a", "a"], {"a": 1}, [[]] * 100, [0] * 1000, list("abcdefgh")),
+    *(["I32", "I64", "I64"], [1024, 65536, 65536], [2**40, 1, 1], [1, 1, 2**25]),
+)
+NAMES = (
+    *("run.json", "segments/00000-00000.claim", "segments/00001-00000.claim", "segments/x"),
+    *("segments/00000-00000-00000000/log.jsonl", "segments/00000-00000-zzzzzzzz/log.jsonl"),
+    *("segments/00001-00000-00000000/log.jsonl", "segments/00000-00001-00000000/log.jsonl"),
+    *("segments/00000-00000-00000000.new/log.jsonl", "segments/log.jsonl/x", "segments"),
+)
+_TAIL = len(b',"crc32":"00000000"}\n')
+_HEAD = b'{"record":"'
+
+
+def mutated(case: Case, chance: random.Random, change: Change) -> Case:
+    """The case with one or two faults in it, three times out of four under right checksums."""
+    case = dict(case)
+    for _ in range(chance.randint(1, 2)):
+        if case:
+            chance.choice(_FAULTS)(case, chance, change)
+    return sealed(case) if chance.random() < 0.75 else case
+
+
+def crossed(case: Case, other: Case, chance: random.Random) -> Case:
+    """The case with a line or some files of another one."""
+    case = dict(case)
+    mine, theirs = _logs(case), _logs(other)
+    if mine and theirs and chance.random() < 0.5:
+        name = chance.choice(mine)
+        lines = case[name].splitlines(keepends=True)
+        found = other[chance.choice(theirs)].splitlines(keepends=True) or [b"\n"]
+        lines.insert(chance.randint(0, len(lines)), chance.choice(found))
+        case[name] = b"".join(lines)
+    else:
+        for name in sorted(other):
+            if chance.random() < 0.4:
+                case[name] = other[name]
+    return sealed(case)
+
+
+def sealed(case: Case) -> Case:
+    """The case with checksums that fit, of lines and of the rows that they name."""
+    case = dict(case)
+    for name in _logs(case):
+        folder = name.removesuffix("log.jsonl")
+        lines = case[name].splitlines(keepends=True)
+        case[name] = b"".join(_sealed(line, case, folder) for line in lines)
+    return case
+
+
+def _sealed(line: bytes, case: Case, folder: str) -> bytes:
+    if not line.endswith(b"}\n") or len(line) < _TAIL:
+        return line  # torn, or no line at all
+    body = line[:-_TAIL]
+    try:
+        record = json.loads(body + b"}")
+        if _with_sums_of_rows(record, case, folder):
+            body = json.dumps(record, separators=(",", ":")).encode()[:-1]
+    except (ValueError, RecursionError):
+        pass  # it stays as it is, under a checksum that fits
+    return body + b',"crc32":"%08x"}\n' % zlib.crc32(body)
+
+
+def _with_sums_of_rows(record: Any, case: Case, folder: str) -> bool:
+    """Put the right checksums of array rows into a record; whether one was another."""
+    changed = False
+    for group in _objects(record, "arrays"):
+        try:
+            data, start, rows = case[folder + group["file"]], group["data"], group["shape"][0]
+            entries = group["shape"][1] * group["shape"][2]
+            sums = []
+            for kind in group["dtypes"]:
+                size = entries * (4 if kind == "I32" else 8)
+                sums.append(_sum(data, start + group["row"] * size, size))
+                start += rows * size
+            changed |= _put(group, "header_crc32", _sum(data, 0, group["data"]))
+            changed |= _put(group, "crc32", sums)
+        except (KeyError, TypeError, IndexError):
+            continue
+    for table in _objects(record, "dense"):
+        try:
+            data, start = case[folder + table["file"]], table["data"]
+            width = 4 if table["dtype"] == "I32" else 8
+            sums = []
+            for size in (table["experts"] * width, table["experts"] * 8)[: len(table["crc32"])]:
+                sums.append(_sum(data, start, size))
+                start += size
+            changed |= _put(table, "crc32", sums)
+        except (KeyError, TypeError, IndexError):
+            continue
+    return changed
+
+
+def _objects(record: Any, name: str) -> list[dict[str, Any]]:
+    found = record.get(name) if isinstance(record, dict) else None
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+
+
+def _sum(data: bytes, start: int, size: int) -> int:
+    return zlib.crc32(data[max(0, start) : max(0, start + size)])
+
+
+def _put(item: dict[str, Any], name: str, value: Any) -> bool:
+    other = item.get(name) != value
+    item[name] = value
+    return other
+
+
+def _logs(case: Case) -> list[str]:
+    return [name for name in sorted(case) if name.endswith("/log.jsonl")]
+
+
+def _change_file(case: Case, chance: random.Random, change: Change) -> None:
+    name = chance.choice(sorted(case))
+    case[name] = change(case[name])
+
+
+def _cut_file(case: Case, chance: random.Random, _: Change) -> None:
+    name = chance.choice(sorted(case))
+    case[name] = case[name][: chance.randint(0, len(case[name]))]
+
+
+def _drop_file(case: Case, chance: random.Random, _: Change) -> None:
+    del case[chance.choice(sorted(case))]
+
+
+def _copy_file(case: Case, chance: random.Random, _: Change) -> None:
+    source = case[chance.choice(sorted(case))]
+    case[chance.choice((*NAMES, *sorted(case)))] = source
+
+
+def _copy_segment(case: Case, chance: random.Random, _: Change) -> None:
+    """The same segment once more, as another attempt, rank or nonce."""
+    logs = _logs(case)
+    if not logs:
+        return
+    folder = chance.choice(logs).removesuffix("log.jsonl")
+    attempt, rank, nonce = chance.randint(0, 2), chance.randint(0, 2), chance.choice("0123")
+    copy = f"segments/{attempt:05d}-{rank:05d}-{nonce * 8}/"
+    for name in [name for name in case if name.startswith(folder)]:
+        case[copy + name.removeprefix(folder)] = case[name]
+    log = case[copy + "log.jsonl"]
+    case[copy + "log.jsonl"] = _each_record(
+        log, lambda record: record.update(attempt=attempt, rank=rank, nonce=nonce * 8)
+    )
+
+
+def _change_line(case: Case, chance: random.Random, change: Change) -> None:
+    def changed(lines: list[bytes]) -> None:
+        number = chance.randrange(len(lines))
+        body = change(lines[number][:-_TAIL])
+        lines[number] = body + b',"crc32":"%08x"}\n' % zlib.crc32(body)
+
+    _with_lines(case, chance, changed)
+
+
+def _reorder(case: Case, chance: random.Random, _: Change) -> None:
+    _with_lines(case, chance, chance.shuffle)
+
+
+def _repeat_line(case: Case, chance: random.Random, _: Change) -> None:
+    """A line twice, the second time as the next one of its log."""
+
+    def repeated(lines: list[bytes]) -> None:
+        number = chance.randrange(len(lines))
+        lines.insert(number, lines[number])
+
+    _with_lines(case, chance, repeated)
+    _number(case)
+
+
+def _number(case: Case) -> None:
+    for name in _logs(case):
+        count = iter(range(1 << 20))
+
+        def numbered(record: dict[str, Any], count: Any = count) -> None:
+            record["line"] = next(count)
+
+        case[name] = _each_record(case[name], numbered)
+
+
+def _each_record(log: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
+    lines = log.splitlines(keepends=True)
+    for number, line in enumerate(lines):
+        record = _record(line)
+        if record is not None:
+            change(record)
+            lines[number] = _line(record)
+    return b"".join(lines)
+
+
+def _replace_value(case: Case, chance: random.Random, change: Change) -> None:
+    """Put something else into a record: what hurts, what stands elsewhere, or a near miss."""
+
+    def replaced(lines: list[bytes]) -> None:
+        number = chance.randrange(len(lines))
+        record = _record(lines[number])
+        other = _record(chance.choice(lines))
+        if record is not None:
+            _replace_in(record, other or record, chance, change)
+            lines[number] = _line(record)
+
+    _with_lines(case, chance, replaced)
+
+
+def _replace_in(record: Any, other: Any, chance: random.Random, change: Change) -> None:
+    holder, key = _place(record, chance)
+    if key is None:
+        return
+    match chance.randrange(8):
+        case 0:
+            holder[key] = chance.choice(NASTY)
+        case 1:
+            source, found = _place(other, chance)
+            holder[key] = None if found is None else source[found]
+        case 2 if isinstance(holder, dict):
+            del holder[key]
+        case 2:
+            holder.append(holder[key])
+        case _:
+            holder[key] = _alike(holder[key], chance, change)
+
+
+def _place(value: Any, chance: random.Random) -> tuple[Any, Any]:
+    """A container in a record, and a key of it; None where it is empty."""
+    while True:
+        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+        if not keys:
+            return value, None
+        key = chance.choice(keys)
+        inner = value[key]
+        if not (isinstance(inner, dict | list) and inner and chance.random() < 0.7):
+            return value, key
+        value = inner
+
+
+def _alike(value: Any, chance: random.Random, change: Change) -> Any:
+    """Another value of the same type."""
+    match value:
+        case bool():
+            return not value
+        case int():
+            return chance.choice((*INTEGERS, value + 1, value - 1, -value, 2 * value))
+        case float():
+            return chance.choice((*FLOATS, -value, value * 1e9))
+        case str():
+            return change(value.encode()).decode("utf-8", "ignore")
+        case list():
+            return value * 2 if chance.random() < 0.5 else value[:-1]
+        case _:
+            return chance.choice(NASTY)
+
+
+def _with_lines(case: Case, chance: random.Random, change: Callable[[list[bytes]], None]) -> None:
+    if logs := _logs(case):
+        name = chance.choice(logs)
+        if lines := case[name].splitlines(keepends=True):
+            change(lines)
+            case[name] = b"".join(lines)
+
+
+def _set_numbers(case: Case, chance: random.Random, change: Change) -> None:
+    """Extreme numbers into the rows of an array file."""
+    names = [name for name in sorted(case) if name.endswith(".safetensors")]
+    if not names:
+        return
+    name = chance.choice(names)
+    data = bytearray(case[name])
+    start = min(len(data), 8 + int.from_bytes(data[:8], "little"))
+    if len(data) - start < 8:
+        return
+    for _ in range(chance.randint(1, 8)):
+        width = chance.choice((4, 8))
+        at = start + chance.randrange((len(data) - start) // width) * width
+        number = chance.choice((0, 1, -1, 2, 2**31 - 1, -(2**31), 2**62, 2**63 - 1, -(2**63)))
+        data[at : at + width] = (number % 2 ** (8 * width)).to_bytes(width, "little")
+    case[name] = bytes(data)
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict):
+        return None
+    record.pop("crc32", None)
+    return record or None
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    body = json.dumps(record, separators=(",", ":")).encode()[:-1]
+    return body + b',"crc32":"%08x"}\n' % zlib.crc32(body)
+
+
+_FAULTS: tuple[Callable[[Case, random.Random, Change], None], ...] = (
+    *(_replace_value,) * 6,
+    *(_change_line, _change_line, _set_numbers, _set_numbers, _change_file, _cut_file),
+    *(_reorder, _repeat_line, _drop_file, _copy_file, _copy_segment),
+)
