@@ -9,6 +9,7 @@ import json
 import random
 import zlib
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 from tests.store.cases import Case
@@ -231,14 +232,14 @@ def _replace_in(record: Any, other: Any, chance: random.Random, change: Change) 
         return
     match chance.randrange(8):
         case 0:
-            holder[key] = chance.choice(NASTY)
+            holder[key] = deepcopy(chance.choice(NASTY))
         case 1:
             source, found = _place(other, chance)
-            holder[key] = None if found is None else source[found]
+            holder[key] = None if found is None else deepcopy(source[found])
         case 2 if isinstance(holder, dict):
             del holder[key]
         case 2:
-            holder.append(holder[key])
+            holder.append(deepcopy(holder[key]))
         case _:
             holder[key] = _alike(holder[key], chance, change)
 
@@ -264,13 +265,13 @@ def _alike(value: Any, chance: random.Random, change: Change) -> Any:
         case int():
             return chance.choice((*INTEGERS, value + 1, value - 1, -value, 2 * value))
         case float():
-            return chance.choice((*FLOATS, -value, value * 1e9))
+            return deepcopy(chance.choice((*FLOATS, -value, value * 1e9)))
         case str():
             return change(value.encode()).decode("utf-8", "ignore")
         case list():
-            return value * 2 if chance.random() < 0.5 else value[:-1]
+            return deepcopy(value) * 2 if chance.random() < 0.5 else value[:-1]
         case _:
-            return chance.choice(NASTY)
+            return deepcopy(chance.choice(NASTY))
 
 
 def _with_lines(case: Case, chance: random.Random, change: Callable[[list[bytes]], None]) -> None:
