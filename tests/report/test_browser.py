@@ -16,6 +16,7 @@ import pytest
 
 from moetrace.metrics import rank_load
 from moetrace.report import render, write_report
+from moetrace.routing_stats import RoutingStats
 from moetrace.run import Run
 from moetrace.snapshot import Snapshot
 from tests.report.browser import Page
@@ -508,9 +509,12 @@ class TestRanks:
 
 
 class TestAlarmsOnTheSteps:
-    def test_a_bar_covers_the_steps_of_its_alert(self, browser: Page, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("routers", [(stats("mlp", [5, 3]),), ()], ids=["router", "none"])
+    def test_a_bar_covers_the_steps_of_its_alert(
+        self, browser: Page, tmp_path: Path, routers: tuple[RoutingStats, ...]
+    ) -> None:
         """Steps 11 to 20 of 40: from a quarter to the half; one that holds reaches the end."""
-        history = [window(10 * n + 1, 10 * n + 10, stats("mlp", [5, 3])) for n in range(4)]
+        history = [window(10 * n + 1, 10 * n + 10, *routers) for n in range(4)]
         said = (
             event("started", 11, 20),
             event("ended", 11, 20),
@@ -551,6 +555,23 @@ class TestProbes:
         assert tags[0] == ["Router weight norm", "layer 0", "layer 1", "median"]
         assert tags[-2] == ["Gradient norm of the routers", "layer 0"]
         assert tags[-1] == ["Gradient norm by group", "embed", "router"]
+        assert page.complaints() == []
+
+    def test_need_no_router(self, browser: Page, tmp_path: Path) -> None:
+        """Of gradients and weights alone each curve has its name; the rest stays away."""
+        made = replace(
+            window(1, 1),
+            weights=(weight("l.0.mlp"), weight("l.1.mlp")),
+            gradients=(gradient("l.0", "router", 9.0), gradient("", "embed", 4.0)),
+        )
+        page = shown_run(browser, tmp_path, made, replace(made, first_step=2, last_step=2))
+        tags = page.run(
+            "[...document.querySelectorAll('#probe-curves figure')].map(figure => "
+            "[...figure.querySelectorAll('.tags span')].map(tag => tag.textContent).sort())"
+        )
+        assert tags[0] == ["layer 0", "layer 1"]
+        assert tags[-1] == ["embed", "router"]
+        assert page.run("document.getElementById('views').hidden") is True
         assert page.complaints() == []
 
     def test_stay_away_where_nothing_was_recorded(self, page: Page) -> None:

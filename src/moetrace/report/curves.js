@@ -13,6 +13,7 @@ const WEIGHT_CURVES = [
   { metric: "row_norm_cv", title: "Spread of the experts' rows", unit: "standard deviation over mean of their norms" },
 ];
 const TALL = 210;
+const GROUPS = 7; // colours of groups
 const MANY = 12; // layers from which the 90th percentile is drawn too
 
 // The value of a colour variable as a canvas understands it.
@@ -231,9 +232,9 @@ function balanceLines(layers) {
 
 function probeColumns(phase, key, metric, layers) {
   const { columns, metrics } = phase[key];
-  return columns.map(({ layer, name }, at) => ({
+  return columns.map(({ layer, name, short }, at) => ({
     values: columnOf(metrics[metric], phase.spans.length, columns.length, at),
-    layer, label: name, short: layers[layer]?.short ?? name,
+    layer, label: name, short: layers[layer]?.short ?? short,
   }));
 }
 
@@ -242,10 +243,28 @@ function probeLines(layers) {
   return (phase, { metric, low, from = "weights" }) => {
     if (!phase[from]) return [];
     const columns = probeColumns(phase, from, metric, layers);
-    if (from !== "groups") return layerLines(phase, columns, { low });
-    return columns.map(({ values, label }, at) =>
-      ({ values, label, tag: label, stroke: colour(`group-${1 + (at % 7)}`), width: 1.75 }));
+    // without layers that were counted none is the worst, and a few are told apart like groups
+    const apart = from === "groups" || (!layers.length && columns.length <= GROUPS);
+    if (!apart) return layerLines(phase, columns, { low });
+    return columns.map(({ values, label, short }, at) => ({
+      values, label, tag: from === "groups" ? label : layerTag(short), stroke: colour(`group-${1 + (at % GROUPS)}`),
+      width: 1.75,
+    }));
   };
+}
+
+function probeKinds(phases) {
+  const has = (key) => phases.some((phase) => phase[key]);
+  return [
+    ...(has("weights") ? WEIGHT_CURVES : []),
+    ...(has("routers") ? [{ from: "routers", metric: "norm", title: "Gradient norm of the routers", unit: "by block" }] : []),
+    ...(has("groups") ? [{ from: "groups", metric: "norm", title: "Gradient norm by group", unit: "of the whole model" }] : []),
+  ];
+}
+
+function probeCharts(phases, layers, go) {
+  document.getElementById("probes").hidden = false;
+  return new Charts(document.getElementById("probe-curves"), probeKinds(phases), probeLines(layers), go);
 }
 
 function plotFont() {

@@ -4,8 +4,8 @@ const PACE = 180; // milliseconds a window while playing
 
 async function start() {
   const report = JSON.parse(document.getElementById("data").textContent);
-  if (!report.phases.length) {
-    await openTables(report.tables);
+  if (!report.layers.length) {
+    await openProbes(report);
     document.body.dataset.drawn = "all";
     return;
   }
@@ -34,6 +34,15 @@ async function start() {
   if (typeof resume === "function") resume(page);
   document.body.dataset.drawn = "all";
   performance.mark("all drawn");
+}
+
+// A run without a router: what probes and tables recorded, at its last window.
+async function openProbes({ phases, tables }) {
+  const opened = await Promise.all(phases.map(openPhase));
+  drawAlarms(opened);
+  const phase = opened.find((phase) => probeKinds([phase]).length);
+  if (phase) probeCharts([phase], [], () => {}).show(phase, phase.spans.length - 1);
+  await openTables(tables);
 }
 
 // Resolves when what was drawn so far is on the screen, or at once where nothing is painted.
@@ -85,18 +94,7 @@ class Page {
     this.depth.pick(this.layer);
     this.ranks = new RankLoad(this.layers);
     this.add({ show: (phase, window) => this.ranks.show(phase, window, this.layer) });
-    this.probes(go);
-  }
-
-  probes(go) {
-    const has = (key) => this.phases.some((phase) => phase[key]);
-    const kinds = [
-      ...(has("weights") ? WEIGHT_CURVES : []),
-      ...(has("routers") ? [{ from: "routers", metric: "norm", title: "Gradient norm of the routers", unit: "by block" }] : []),
-      ...(has("groups") ? [{ from: "groups", metric: "norm", title: "Gradient norm by group", unit: "of the whole model" }] : []),
-    ];
-    document.getElementById("probes").hidden = !kinds.length;
-    if (kinds.length) this.add(new Charts(document.getElementById("probe-curves"), kinds, probeLines(this.layers), go));
+    if (probeKinds(this.phases).length) this.add(probeCharts(this.phases, this.layers, go));
   }
 
   add(view) {

@@ -33,7 +33,8 @@ def build(
 
     Args:
         histories: The snapshots of each phase, in step order.
-        layers: The rows of the heatmap; without any, the page holds tables of experts alone.
+        layers: The rows of the heatmap; without any, the page holds tables of experts and the
+            curves of other probes alone.
         exact: The windows of each phase, one row per snapshot.
         cap: Most characters that the island should have. Where it would have more, neighbouring
             windows are added up until it fits; the last window of a phase always stays as it is.
@@ -49,8 +50,6 @@ def build(
         for layer, name, short in zip(layers, names, short_names(names), strict=True)
     ]
     looked_up = index_tables(histories, maps)
-    if not layers:
-        return json_island({"layers": [], "phases": [], "tables": looked_up})
     tables = dict(exact)
     probed = {phase: _probed(snapshots, layers) for phase, snapshots in histories.items()}
     while True:
@@ -110,10 +109,16 @@ def _probed(
     }
     names = [layer.name for layer in layers]
     return {
-        key: ([_column(*column, names) for column in found.columns], found)
+        key: (_columns(found.columns, names), found)
         for key, found in series.items()
         if found.columns
     }
+
+
+def _columns(columns: Sequence[tuple[str, str]], layers: Sequence[str]) -> list[dict[str, Any]]:
+    found = [_column(*column, layers) for column in columns]
+    shorts = short_names([column["name"] for column in found])
+    return [{**column, "short": short} for column, short in zip(found, shorts, strict=True)]
 
 
 def _column(layer: str, name: str, layers: Sequence[str]) -> dict[str, Any]:
