@@ -4,16 +4,19 @@
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from importlib.metadata import distribution, entry_points, version
 from importlib.resources import files
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 import torch
 
 import moetrace
+from moetrace.ops.fused import operator_form
 from moetrace.sinks import ConsoleSink, MemorySink
 from tests.tiny import ScriptedModel
 
@@ -50,6 +53,11 @@ class TestInstalled:
     def test_files_that_are_no_code_are_there(self, package: str, file: str) -> None:
         """Types are seen by dependents, and the page's parts lie beside its code."""
         assert files(package).joinpath(*file.split("/")).is_file()
+
+    @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+    def test_the_kernel_for_a_cpu_is_there(self) -> None:
+        """Where there is a compiler, what is installed counts on a CPU by the kernel."""
+        assert operator_form(torch.device("cpu")) == "host kernel"
 
     def test_the_command_is_an_entry_point(self) -> None:
         """``moetrace`` on the command line is `moetrace.cli.main`."""
@@ -95,6 +103,27 @@ def moetrace_report(run: Path) -> Path:
         timeout=120,
     )
     return Path(done.stdout.strip())
+
+
+@pytest.mark.skipif(WHEEL is not None, reason="needs the source tree")
+class TestBuiltWithoutACompiler:
+    def test_is_whole_but_for_the_kernel(self, tmp_path: Path) -> None:
+        """A compiler that fails costs the kernel alone; the wheel says that it runs anywhere."""
+        build = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", tmp_path]
+        done = subprocess.run(
+            [*map(str, build), str(ROOT)],
+            env={**os.environ, "CC": "false"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "the kernel for a CPU was not built: " in done.stdout + done.stderr
+        (wheel,) = tmp_path.iterdir()
+        assert wheel.name == f"moetrace-{moetrace.__version__}-py3-none-any.whl"
+        names = ZipFile(wheel).namelist()
+        assert "moetrace/ops/host_arrays.py" in names
+        assert not [name for name in names if name.endswith(".so")]
 
 
 @pytest.mark.skipif(WHEEL is None, reason="only .ci/test-wheel installs a wheel to look at")
