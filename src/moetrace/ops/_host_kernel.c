@@ -139,6 +139,9 @@ INLINE void score(const struct forward *f, struct sums *sums, int kind) {
   float *flat = (float *)scores;
   double entropy = 0, confidence = 0, margin = 0, lse_sum = 0, lse_sq = 0;
   int64_t since = 0;
+  const whole lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const int64_t bytes = kind == FLOAT32 ? 4 : 2;
+  const char *end = f->scores + (f->T - 1) * f->row_bytes + E * bytes;
   for (int64_t t = 0; t < f->T; t++) {
     if (f->real && !f->real[t]) continue;
     if (f->lses && !isfinite(f->lses[t])) {
@@ -152,8 +155,13 @@ INLINE void score(const struct forward *f, struct sums *sums, int kind) {
       tops = HIGHER(lanes, whole, tops, scores[i]);
     }
     if (inside < rows) {
-      scores[inside] = ALL(-INFINITY);
-      for (int64_t i = inside * N; i < E; i++) flat[i] = load_one(row, i, kind);
+      if (row + rows * N * bytes <= end) {
+        const lanes over = load(row, inside * N, kind);
+        scores[inside] = PICK(lanes, lane < (int32_t)(E % N), (whole)over, (whole)ALL(-INFINITY));
+      } else {
+        scores[inside] = ALL(-INFINITY);
+        for (int64_t i = inside * N; i < E; i++) flat[i] = load_one(row, i, kind);
+      }
       tops = HIGHER(lanes, whole, tops, scores[inside]);
     }
     const float top = highest_of(tops);
@@ -195,7 +203,7 @@ INLINE void score(const struct forward *f, struct sums *sums, int kind) {
         lowest = chosen < lowest ? chosen : lowest;
       }
       for (int64_t k = 0; k < K; k++) flat[expert_of(ids[k], E)] = -INFINITY;
-      for (int64_t i = E; i < rows * N; i++) flat[i] = -INFINITY;
+      /* The lanes beyond the last expert hold FLOOR, which is below the floor of any token. */
       lanes rest = ALL(-INFINITY);
       for (int64_t i = 0; i < rows; i++) rest = HIGHER(lanes, whole, rest, scores[i]);
       const float left = highest_of(rest);
