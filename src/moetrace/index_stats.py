@@ -17,22 +17,16 @@ from numpy.typing import NDArray
 
 from moetrace.index_layout import INDEX_SCALARS, SCORE_BITS, SCORE_SQ_BITS
 from moetrace.metrics import (
+    INDEX_METRICS,
     counts_of_counts,
-    coverage_floor,
-    dead_sub_keys,
-    dead_sub_keys_floor,
-    hot_indices_floor,
-    hot_overlap_floor,
+    index_metrics,
     least_hot_count,
     least_sure_count,
-    mutual_information_floor,
     rank_curve_of,
     rank_slope,
     sub_key_counts,
     unevenness,
-    unevenness_floor,
     unevenness_of,
-    unevenness_score_floor,
 )
 
 __all__ = [
@@ -40,7 +34,6 @@ __all__ = [
     "INDEX_METRICS",
     "MOST_LISTED",
     "IndexStats",
-    "LookUps",
     "index_stats_of",
     "with_shared",
 ]
@@ -53,67 +46,6 @@ SHARED_EACH, MOST_SHARED = 20, 200
 
 DENSE = ("tokens_per_expert", "score_sum")
 """Fields that hold a number per expert; None in a record that holds reductions alone."""
-
-INDEX_METRICS = (
-    "draws",
-    "experts_used",
-    "coverage",
-    "coverage_floor",
-    "coverage_excess",
-    "avg_usage",
-    "max_over_avg",
-    "usage_cv",
-    "usage_cv_floor",
-    "usage_cv_excess",
-    "unevenness",
-    "unevenness_floor",
-    "unevenness_excess",
-    "unevenness_score",
-    "unevenness_score_floor",
-    "unevenness_score_excess",
-    "row_unevenness",
-    "row_unevenness_floor",
-    "row_unevenness_excess",
-    "column_unevenness",
-    "column_unevenness_floor",
-    "column_unevenness_excess",
-    "mutual_information",
-    "mutual_information_floor",
-    "mutual_information_excess",
-    "dead_rows",
-    "dead_rows_floor",
-    "dead_rows_excess",
-    "dead_columns",
-    "dead_columns_floor",
-    "dead_columns_excess",
-    "hot_indices",
-    "hot_indices_floor",
-    "hot_indices_excess",
-    "sure_hot_indices",
-    "persistent_hot_indices",
-    "hot_overlap",
-    "hot_overlap_floor",
-    "rank_slope",
-)
-"""Keys of `IndexStats.metrics`, in its order."""
-
-
-@dataclass(frozen=True, slots=True)
-class LookUps:
-    """How often a table was looked up so far, as far as Python saw it.
-
-    Attributes:
-        num_experts: E.
-        counted: In training forwards with gradients, which alone are counted.
-        outside: In evaluation, or in a phase that the user named.
-        without_gradients: In train mode; those of a reentrant checkpoint are counted when they are
-            computed again.
-    """
-
-    num_experts: int
-    counted: int = 0
-    outside: int = 0
-    without_gradients: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -261,19 +193,16 @@ class IndexStats:
         >>> found["coverage"], found["dead_rows"], found["hot_indices"], found["max_over_avg"]
         (0.5, 1.0, 1.0, 3.0)
         """
-        draws, experts = self.draws, self.num_experts
-        values: dict[str, float | None] = dict.fromkeys(INDEX_METRICS)
-        values["draws"], values["avg_usage"] = float(draws), draws / experts
-        if not draws:
-            return values
-        mean = draws / experts
+        if not self.draws:
+            return index_metrics({}, draws=0, num_experts=self.num_experts)
+        mean = self.draws / self.num_experts
         counted: dict[str, float | None] = {
             "experts_used": self.used,
             "coverage": self.coverage,
             "max_over_avg": None if self.busiest is None else self.busiest / mean,
             "usage_cv": None
             if self.square_sum is None
-            else math.sqrt(max(0.0, self.square_sum / experts / mean**2 - 1.0)),
+            else math.sqrt(max(0.0, self.square_sum / self.num_experts / mean**2 - 1.0)),
             "unevenness": self.unevenness,
             "unevenness_score": self.unevenness_score,
             "hot_indices": self.hot,
@@ -284,44 +213,21 @@ class IndexStats:
             if self.ranks
             else None,
         }
-        floors: dict[str, float] = {
-            "coverage": coverage_floor(draws, num_experts=experts),
-            "usage_cv": mean**-0.5,
-            "unevenness": unevenness_floor(draws, num_experts=experts),
-            "hot_indices": hot_indices_floor(draws, num_experts=experts, threshold=self.threshold),
-        }
+        scores = None
         if self.score_total is not None and self.score_sq_total is not None:
-            floors["unevenness_score"] = unevenness_score_floor(
+            scores = (
                 self.score_total / (1 << SCORE_BITS),
                 self.score_sq_total / (1 << SCORE_SQ_BITS),
-                num_experts=experts,
             )
-        if self.columns:
-            self._sub_keys(counted, floors)
-        for name, value in counted.items():
-            values[name] = _number(value)
-        for name, floor in floors.items():
-            value, chance = values[name], _number(floor)
-            values[f"{name}_floor"] = chance
-            if value is not None and chance is not None:
-                values[f"{name}_excess"] = value - chance
-        if self.hot is not None:
-            values["hot_overlap_floor"] = hot_overlap_floor(self.hot, num_experts=experts)
-        return values
-
-    def _sub_keys(self, counted: dict[str, float | None], floors: dict[str, float]) -> None:
-        halves = {"row": np.array(self.row_draws), "column": np.array(self.column_draws)}
-        for name, found in halves.items():
-            counted[f"{name}_unevenness"] = unevenness(found)
-            floors[f"{name}_unevenness"] = unevenness_floor(self.draws, num_experts=found.size)
-            counted[f"dead_{name}s"] = dead_sub_keys(found)
-            floors[f"dead_{name}s"] = dead_sub_keys_floor(self.draws, sub_keys=found.size)
-        rows, columns = counted["row_unevenness"], counted["column_unevenness"]
-        if self.unevenness is not None and rows is not None and columns is not None:
-            counted["mutual_information"] = max(0.0, self.unevenness - rows - columns)
-            floors["mutual_information"] = mutual_information_floor(
-                self.draws, rows=self.rows, columns=self.columns
-            )
+        return index_metrics(
+            counted,
+            draws=self.draws,
+            num_experts=self.num_experts,
+            threshold=self.threshold,
+            scores=scores,
+            row_draws=np.array(self.row_draws),
+            column_draws=np.array(self.column_draws),
+        )
 
     def followed_by(self, later: "IndexStats") -> "IndexStats":
         """This window and the next one of the same process as one."""

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from moetrace.accumulator import Accumulators
 from moetrace.host_copy import is_capturing
-from moetrace.index_stats import LookUps
+from moetrace.look_ups import LookUps
 from moetrace.ops import TracerState
 from moetrace.outbox import Meter, Outbox
 from moetrace.probes import GradientMeter, IndexMeter, Receipts, RoutingProbe

@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Mapping
 
 from moetrace.diagnosis.finding import Finding, SiteState
-from moetrace.index_stats import IndexStats, LookUps
+from moetrace.index_stats import IndexStats
 from moetrace.index_verdict import ADVICE, index_verdicts
+from moetrace.look_ups import LookUps
 
 __all__ = ["check_look_ups", "check_tables", "table_states"]
 

@@ -14,6 +14,7 @@ sub_keys          how its product keys are
 index_floor       what a uniform draw from it would show by chance
 placement         load of the EP ranks for a given placement of the experts
 window            all metrics of one window of one layer, and which are withheld and why
+index_window      all metrics of one window of one table of experts
 columns           three metrics of all layers at once, for the log
 layers            percentiles over layers, and the worst layer by name
 summary           the few keys that a tracker shows
@@ -66,6 +67,7 @@ from moetrace.metrics.index_usage import (
     unevenness,
     unevenness_of,
 )
+from moetrace.metrics.index_window import INDEX_METRICS, index_metrics
 from moetrace.metrics.layers import LayerSpread, spread
 from moetrace.metrics.noise_floor import (
     avg_vio_floor,
@@ -97,6 +99,7 @@ from moetrace.metrics.window import METRICS, ScoreSums, window_metrics
 __all__ = [
     "FAR_OUT",
     "HEAVY",
+    "INDEX_METRICS",
     "METRICS",
     "SHOWN",
     "EverUsed",
@@ -122,6 +125,7 @@ __all__ = [
     "hot_indices_floor",
     "hot_overlap",
     "hot_overlap_floor",
+    "index_metrics",
     "layer_detail",
     "layer_summary",
     "least_hot_count",

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from moetrace.index_layout import INDEX_SCALARS, IndexLayout
-from moetrace.index_stats import MOST_LISTED, IndexStats, LookUps, index_stats_of, with_shared
+from moetrace.index_stats import MOST_LISTED, IndexStats, index_stats_of, with_shared
+from moetrace.look_ups import LookUps
 from moetrace.metrics import hot_indices, hot_overlap, persistent_experts
 from moetrace.ops import TracerState
 from moetrace.ops.indices import IndexState, register_indices
