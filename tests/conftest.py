@@ -7,8 +7,13 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests import leaks, tripwire
+
+# An example may take 200 ms by default, and takes longer where six processes share two cores.
+settings.register_profile("unhurried", settings(), deadline=None)
+settings.load_profile("unhurried")
 
 LONGEST = ("test_exactly_once.py", "test_distributed.py", "test_two_ranks.py")
 """What takes longest begins first, so that no process waits for it at the end."""
