@@ -35,10 +35,12 @@ typedef float four __attribute__((vector_size(16)));
 typedef int32_t whole_four __attribute__((vector_size(16)));
 
 #define INLINE static inline __attribute__((always_inline))
+#ifndef FOR_EACH_CPU
 #if defined(__x86_64__) && defined(__GLIBC__)
 #define FOR_EACH_CPU __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define FOR_EACH_CPU
+#endif
 #endif
 
 #define PICK(type, which, a, b) ((type)(((which) & (a)) | (~(which) & (b))))
