@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from moetrace.compat.router_weights import FollowedRouter, Targets, followed_routers
+from moetrace.compat.router_weights import Targets, followed_routers
+from moetrace.compat.watched_routers import WatchedRouters
 from moetrace.compat.weight_curves import WeightCurves
-from moetrace.compat.weight_files import Nested, SnapshotFormat, save_json, save_snapshot
-from moetrace.export.weight_layers import CHANGES, STATISTICS, layers_of, parts_of
+from moetrace.compat.weight_files import SnapshotFormat, save_json, save_snapshot
+from moetrace.compat.weight_trajectory import WeightTrajectory, trajectory_of
+from moetrace.export.weight_layers import layers_of
 from moetrace.feed import SinkFeed
-from moetrace.probes import WeightMeter, WeightProbe
-from moetrace.probes.weights import weights_of
 from moetrace.rank import launch, own_rank, world_size
 from moetrace.run import open_run
 from moetrace.sinks.recognised import recognised
@@ -34,18 +34,6 @@ _log = logging.getLogger("moetrace")
 
 _SUMMARY = "router_weight_summary.json"
 _PATIENCE = 5.0
-
-
-class WeightTrajectory(list[float]):
-    """One number of one weight over the steps; where it is undefined there is no entry.
-
-    Attributes:
-        steps: The step of each entry.
-    """
-
-    def __init__(self, values: Sequence[float] = (), steps: Sequence[int] = ()) -> None:
-        super().__init__(values)
-        self.steps = list(steps)
 
 
 class RouterWeightTracker:
@@ -104,7 +92,7 @@ class RouterWeightTracker:
         self._feed = None if sink is None else SinkFeed(WeightCurves(sink))
         if self._feed is not None:
             weakref.finalize(self, self._feed.finish)
-        self._watched: _Watched | None = None
+        self._watched: WatchedRouters | None = None
         self._segment: SegmentWriter | None = None
         self._reached = -1
         self._seq = 0
@@ -118,7 +106,7 @@ class RouterWeightTracker:
             RunFolderError: ``save_dir`` cannot be written.
         """
         if self._watched is None or not self._watched.is_of(model):
-            self._watched = _Watched(model, followed_routers(model, self._targets))
+            self._watched = WatchedRouters(model, followed_routers(model, self._targets))
             self._end_segment()  # its first line names the routers
         if self._segment is None:
             folder = RunFolder.prepare(self._run)
@@ -178,7 +166,7 @@ class RouterWeightTracker:
         weight_name: str,
         start_step: int | None = None,
         end_step: int | None = None,
-    ) -> "WeightTrajectory":
+    ) -> WeightTrajectory:
         """One number of one weight over the steps, read from the run folder.
 
         Args:
@@ -197,28 +185,9 @@ class RouterWeightTracker:
 
         Cost: reads the whole folder.
         """
-        component, _, name = weight_name.partition(".")
-        found = WeightTrajectory()
-        known: dict[str, set[str]] = {}
-        for snapshot in self._snapshots():
-            for stats in snapshot.weights:
-                known.setdefault(stats.layer, set()).update(_names(stats))
-            numbers = layers_of(snapshot.weights).get(layer_key, {}).get(component, {})
-            value = numbers.get(name)
-            after = start_step is None or start_step <= snapshot.last_step
-            before = end_step is None or snapshot.last_step <= end_step
-            if isinstance(value, float | int) and after and before:
-                found.append(float(value))
-                found.steps.append(snapshot.last_step)
-        if known and weight_name not in known.get(layer_key, ()):
-            there = known.get(layer_key)
-            raise KeyError(
-                f"found no layer {layer_key!r}; the layers are {', '.join(known)}"
-                if there is None
-                else f"found no weight {weight_name!r} in {layer_key}; there are "
-                f"{', '.join(sorted(there))}"
-            )
-        return found
+        return trajectory_of(
+            self._snapshots(), layer_key, weight_name, first=start_step, last=end_step
+        )
 
     def save_summary(self, output_file: str | os.PathLike[str] = _SUMMARY) -> dict[str, Any]:
         """Write ``total_steps``, ``first_step``, ``last_step`` and ``layers_tracked``, on rank 0.
@@ -331,61 +300,11 @@ class RouterWeightTracker:
             _log.warning(text)
 
 
-class _Watched:
-    """The routers of one model, and what they were at the last record."""
-
-    def __init__(self, model: nn.Module, routers: Sequence[FollowedRouter]) -> None:
-        self.name = type(model).__name__
-        self.paths = {item.key: list(item.paths) for item in routers}
-        self._model = weakref.ref(model)
-        self._modules = [(item.key, weakref.ref(item.module)) for item in routers]
-        self._meter = WeightMeter([(item.key, item.module) for item in routers], WeightProbe())
-
-    def is_of(self, model: nn.Module) -> bool:
-        """Whether it is this model's, and its routers are still there."""
-        return self._model() is model and all(module() is not None for _, module in self._modules)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of the copies that are kept."""
-        return self._meter.bytes
-
-    def measured(self, step: int) -> list[WeightStats]:
-        """The records of all tensors as they are now."""
-        return [
-            stats
-            for window, bits in self._meter.window(step)
-            for stats in window.stats(bits.cpu().numpy())
-        ]
-
-    def weights(self) -> tuple[Nested, list[str]]:
-        """The weights themselves, and the names of those that no rank holds as a whole."""
-        found: dict[str, dict[str, dict[str, Tensor]]] = {}
-        spread: list[str] = []
-        for key, module in self._modules:
-            alive = module()
-            for path, tensor in () if alive is None else weights_of(alive):
-                component, name = parts_of(path)
-                if any(item.is_shard() for item in getattr(tensor, "placements", ())):
-                    spread.append(f"{key}.{component}.{name}")
-                    continue
-                local = getattr(tensor, "to_local", None)
-                whole = tensor if local is None else local()
-                found.setdefault(key, {}).setdefault(component, {})[name] = whole
-        return found, spread
-
-
 def _end(segment: SegmentWriter) -> None:
     try:
         segment.close()
     except OSError as error:
         _log.warning("the records of router weights could not be ended in order: %s", error)
-
-
-def _names(stats: WeightStats) -> set[str]:
-    component, name = parts_of(stats.name)
-    found = {f"{component}.{name}_{item}" for item in STATISTICS}
-    return found | {f"{component}_changes.{name}_{item}" for item in CHANGES}
 
 
 def _at_least_one(name: str, value: Any) -> int:
