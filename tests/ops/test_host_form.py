@@ -1,6 +1,8 @@
 import math
 import os
+import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -319,19 +321,23 @@ class TestTheKernelItself:
     def test_lets_the_interpreter_go_for_a_large_forward(self):
         """While a million scores are counted the other threads of Python run."""
         routing, sums, lock = made(1 << 16, 64, 2), empty(64), threading.Lock()
-        started, seen = threading.Event(), []
+        done, seen = threading.Event(), threading.Event()
 
         def watch():
-            started.set()
-            while not lock.locked():
-                pass
-            while lock.locked():
-                seen.append(1)
+            while not done.is_set():
+                if lock.locked():
+                    seen.set()
+                time.sleep(0)
 
         watcher = threading.Thread(target=watch)
-        watcher.start()
-        started.wait()
-        for _ in range(20):
-            add_on_host(sums, Bin.FIRST, lock, routing, None, 64, SOFTMAX)
-        watcher.join()
-        assert seen
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1000.0)  # so that nobody runs but where the interpreter is let go
+        try:
+            watcher.start()
+            for _ in range(50):
+                add_on_host(sums, Bin.FIRST, lock, routing, None, 64, SOFTMAX)
+        finally:
+            sys.setswitchinterval(interval)
+            done.set()
+            watcher.join()
+        assert seen.is_set()
