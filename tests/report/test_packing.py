@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from moetrace.errors import RunNotReadable
 from moetrace.report.packing import pack_integers, pack_reals
 
 
@@ -53,9 +54,10 @@ class TestPackIntegers:
         assert pack_integers(np.array([[1]]))["data"] == pack_integers(np.array([[1]]))["data"]
 
     def test_refuses_what_a_browser_cannot_hold(self) -> None:
-        """A count beyond 2**52 is an error here and not another number there."""
-        with pytest.raises(ValueError, match="integers below"):
-            pack_integers(np.array([[2**52]]))
+        """I13: a count from 2**52 on is an error here and not another number there."""
+        for number in (2**52, 2**63 - 1, -(2**63)):
+            with pytest.raises(RunNotReadable, match="integers below"):
+                pack_integers(np.array([[number]]))
         with pytest.raises(ValueError, match=r"expected \(windows, columns\)"):
             pack_integers(np.array([1, 2]))
 

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +35,10 @@ MEMORY = 512 << 20
 """Address space that a reader may take."""
 
 SECONDS = 10
-"""For one case."""
+"""Of processor time, for one case."""
+
+PATIENCE = 60
+"""Seconds after which a case has no end; the machine may stand still meanwhile."""
 
 SHOWN = 32
 """Every so many cases are shown too, by all commands; which ones, their bytes decide."""
@@ -108,11 +112,13 @@ def main() -> None:
     def read(data: bytes) -> None:
         root.mkdir()
         write_tree(unpacked(data), root)
+        began = time.process_time()
         try:
             with watch.over(root):
                 read_all(root)
                 if zlib.crc32(data) % SHOWN == 0:
                     show_all(root)
+            assert time.process_time() - began < SECONDS
         except BaseException:
             signal.setitimer(signal.ITIMER_REAL, 0)  # or the alarm ends it before it is written
             raise
@@ -139,7 +145,7 @@ def main() -> None:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     known = [
-        *(f"-max_len={LONGEST}", f"-timeout={SECONDS}", "-rss_limit_mb=0", "-print_final_stats=1"),
+        *(f"-max_len={LONGEST}", f"-timeout={PATIENCE}", "-rss_limit_mb=0", "-print_final_stats=1"),
     ]
     atheris.Setup(
         [sys.argv[0], *known, *sys.argv[1:], str(CORPUS)],

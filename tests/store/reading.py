@@ -5,6 +5,7 @@ import io
 import json
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import moetrace
 from moetrace.cli import main as command
 from moetrace.errors import RunNotReadable
 from moetrace.report.page import render
-from moetrace.run import open_run
+from moetrace.run import Run, open_run
 from moetrace.store.earlier import earlier_events, earlier_weights
 from moetrace.store.manifest import run_id_of_segments
 
@@ -32,14 +33,27 @@ _OWN = tuple(f"{place}/" for place in (sys.prefix, sys.base_prefix, Path(moetrac
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
+def opened(root: Path) -> Run | None:
+    """The run in a folder, or None where it says that none can be read."""
+    try:
+        return open_run(root)
+    except RunNotReadable as error:
+        # open_run takes any ValueError for that; one from further down is a mistake of ours
+        cause = error.__cause__
+        within = (
+            [frame.name for frame in traceback.extract_tb(cause.__traceback__)] if cause else []
+        )
+        assert isinstance(cause, OSError) or within[-1:] == ["index_run"], within
+        return None
+
+
 def read_all(root: Path) -> None:
     """Read a folder, which may hold less than was written; nothing is raised but what is caught."""
     with contextlib.suppress(OSError):
         list(earlier_events(str(root), rank=0, attempt=2))
         earlier_weights(str(root), rank=0, attempt=2, step=10)
-    try:
-        run = open_run(root)
-    except RunNotReadable:
+    run = opened(root)
+    if run is None:
         return
     json.dumps(run.summary())
     run.events()
@@ -52,14 +66,14 @@ def read_all(root: Path) -> None:
 def show_all(root: Path) -> None:
     """Show a folder in every way: as tables, as a page, and by commands, with 0 or one line why."""
     run_id_of_segments(str(root))
-    with contextlib.suppress(RunNotReadable):
-        run = open_run(root)
+    if run := opened(root):
         for phase in run.phases:
             assert run.counts(phase=phase).ndim == 3
             run.metric("load_cv", phase=phase)
             for table in run.tables(phase=phase):
                 list(run.draws(table, phase=phase))
-        render(run)
+        with contextlib.suppress(RunNotReadable):  # counts past what a browser holds
+            render(run)
     for name, *options in COMMANDS:
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moetrace.errors import RunNotReadable
+
 __all__ = ["pack_integers", "pack_reals"]
 
 LEVEL = 6
@@ -30,7 +32,8 @@ def pack_integers(values: NDArray[np.integer[Any]]) -> dict[str, Any]:
         ``rows``, ``columns``, ``width`` (bytes per number) and ``data``.
 
     Raises:
-        ValueError: The array is no table, or a number is too large for a double.
+        ValueError: The array is no table.
+        RunNotReadable: A number is too large for a double.
 
     >>> pack_integers(np.array([[3, 4], [3, 5]]))["width"]
     1
@@ -38,8 +41,12 @@ def pack_integers(values: NDArray[np.integer[Any]]) -> dict[str, Any]:
     table = np.asarray(values, dtype=np.int64)
     if table.ndim != 2:
         raise ValueError(f"found shape {table.shape}, expected (windows, columns)")
-    if table.size and int(np.abs(table).max()) >= 1 << 52:
-        raise ValueError(f"found {int(np.abs(table).max())}, a browser reads integers below 2**52")
+    largest = max(int(table.max(initial=0)), -int(table.min(initial=0)))
+    if largest >= 1 << 52:
+        raise RunNotReadable(
+            f"found the number {largest}, a browser reads integers below 2**52; read this run with "
+            "open_run, it cannot be drawn"
+        )
     steps = np.diff(table, axis=0, prepend=0)
     unsigned = ((steps << 1) ^ (steps >> 63)).astype("<u8").reshape(-1)
     width = max(1, (int(unsigned.max(initial=0)).bit_length() + 7) // 8)

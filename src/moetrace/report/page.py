@@ -58,6 +58,7 @@ def write_report(run: Run, out: str | os.PathLike[str], *, cap: int = CAP) -> Pa
 
     Raises:
         OSError: The file cannot be written.
+        RunNotReadable: It holds a number from 2**52 on, which no browser reads exactly.
     """
     path = Path(out)
     page = render(run, cap=cap)
@@ -85,6 +86,9 @@ def render(run: Run, *, cap: int = CAP, live: str = "") -> str:
     Returns:
         HTML that requests nothing: its Content-Security-Policy names the hashes of its own scripts
         and style, and allows nothing else. A live page may ask its own server.
+
+    Raises:
+        RunNotReadable: It holds a number from 2**52 on, which no browser reads exactly.
     """
     histories = {phase: run.snapshots(phase=phase) for phase in run.phases}
     histories = {phase: history for phase, history in histories.items() if history}
