@@ -33,6 +33,7 @@ from moetrace.probes import (
     IndexProbe,
     WeightMeter,
     WeightProbe,
+    device_of,
     drop_stale_code,
     is_hooked,
     put_hooks,
@@ -41,7 +42,7 @@ from moetrace.probes import (
 from moetrace.probes.places import Places
 from moetrace.rank import launch, own_rank, world_size
 from moetrace.readers import Found, Reader, Site, find_routers
-from moetrace.recording import Recording, device_of
+from moetrace.recording import Recording
 from moetrace.reduction import Layer, Offer
 from moetrace.sinks.recognised import recognised
 from moetrace.store import RunFolder, earlier_events, earlier_weights
@@ -200,12 +201,9 @@ def attach(
         ),
         every,
         sample,
-        placed.probes,
-        [weakref.ref(module) for module in modules],
-        placed.handles,
+        placed,
         meters,
         Places(model, [site.name for site in sites], [site.path for site in sites], modules),
-        placed.receipts,
     )
     path = None if folder is None else Path(folder.path)
     shown = [sites[index] for index in recorded]

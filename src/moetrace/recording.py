@@ -9,23 +9,22 @@ from contextlib import contextmanager
 from numbers import Integral
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 
 from moetrace.accumulator import Accumulators
 from moetrace.host_copy import is_capturing
 from moetrace.look_ups import LookUps
 from moetrace.ops import TracerState
 from moetrace.outbox import Meter, Outbox
-from moetrace.probes import GradientMeter, IndexMeter, Receipts, RoutingProbe
+from moetrace.probes import GradientMeter, IndexMeter
+from moetrace.probes.placement import Placement
 from moetrace.probes.places import Places
 from moetrace.remarks import Remarks
 from moetrace.snapshot import Snapshot
 from moetrace.writer import Writer
 
-__all__ = ["Recording", "device_of"]
+__all__ = ["Recording"]
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that closing may take, whatever a disk or a sink does."""
@@ -46,12 +45,9 @@ class Recording:
         writer: Takes closed windows.
         every: Optimizer steps per window.
         sample: Count the first of so many steps; 1 counts all.
-        probes: The hooks on the routers.
-        routers: Weak references to the routers, in the same order.
-        handles: All hooks on the model, removed by `close`.
+        placement: The hooks on the model, removed by `close`.
         meters: What is measured beside routing.
         places: Where the routers hang, looked at whenever windows close.
-        receipts: What experts received, for the routers whose choice is computed again by a rule.
 
     Attributes:
         remarks: What it says of itself.
@@ -64,12 +60,9 @@ class Recording:
         writer: Writer,
         every: int,
         sample: int,
-        probes: Sequence[RoutingProbe],
-        routers: Sequence[weakref.ref[nn.Module]],
-        handles: Sequence[RemovableHandle],
+        placement: Placement,
         meters: Sequence[Meter] = (),
         places: Places | None = None,
-        receipts: Sequence[Receipts] = (),
     ) -> None:
         self.writer = writer
         self.step = 0
@@ -78,13 +71,10 @@ class Recording:
         self._accumulators = accumulators
         self._every = every
         self._sample = sample
-        self._probes = tuple(probes)
-        self._routers = tuple(routers)
-        self._handles = tuple(handles)
+        self._placement = placement
         self._meters = tuple(meters)
-        self._receipts = tuple(receipts)
-        self.remarks = Remarks(state, probes, places, sample)
-        self._outbox = Outbox(accumulators, writer, meters, receipts)
+        self.remarks = Remarks(state, placement.probes, places, sample)
+        self._outbox = Outbox(accumulators, writer, meters, placement.receipts)
         self._spans: dict[str, list[int]] = {}
         self._phases: list[str] = []
         self._in_step = False
@@ -172,7 +162,8 @@ class Recording:
         with self._lock:
             self._collect_open_phase()
             if self._state.misplaced:
-                self._follow_the_model()
+                self._state.misplaced = False
+                self._placement.follow(self._accumulators)
             self._let_go_of_lost()
             for phase in self._open_phases():
                 if self._outbox.full():
@@ -205,8 +196,7 @@ class Recording:
             return
         with self._lock:
             self.closed = True
-            for handle in self._handles:
-                handle.remove()
+            self._placement.remove()
             for meter in self._meters:
                 meter.close()
             if self._state.saw_first and not self._has_stepped:
@@ -282,8 +272,7 @@ class Recording:
     def leave_to_parent(self) -> None:
         """In a forked child: take the hooks off its copy of the model, and do nothing any more."""
         self.closed = True
-        for handle in self._handles:
-            handle.remove()
+        self._placement.remove()
 
     def _asleep(self) -> bool:
         # Asked before the lock is taken: a forked child may have inherited it locked. While a CUDA
@@ -324,7 +313,7 @@ class Recording:
         self._state.saw_first = self._state.saw_no_grad = False
         self._accumulators.relabel(label)
         if label == "aborted":
-            for receipts in self._receipts:
+            for receipts in self._placement.receipts:
                 receipts.partial = True
         self._span(label)
 
@@ -355,20 +344,6 @@ class Recording:
         for name in self.remarks.newly_lost():
             self.writer.lose(name)
 
-    def _follow_the_model(self) -> None:
-        self._state.misplaced = False
-        for index, (probe, router) in enumerate(zip(self._probes, self._routers, strict=True)):
-            module = router()
-            device = None if module is None else device_of(module)
-            if device is not None and device != probe.accumulator.device:
-                self._accumulators.move(index, device)
-                probe.accumulator = self._accumulators.tensors[index]
-                if probe.gate is not None:
-                    probe.gate.accumulator = probe.accumulator
-                for receipts in self._receipts:
-                    if receipts.router == index:
-                        probe.expected = receipts.move(device)
-
     def _valid(self, step: int | None) -> bool:
         if step is None:
             return False
@@ -388,10 +363,3 @@ def _leave_to_parents() -> None:
 
 
 os.register_at_fork(after_in_child=_leave_to_parents)
-
-
-def device_of(module: nn.Module) -> torch.device | None:
-    """Where a module computes: the device of its first parameter or buffer; None on ``meta``."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        return None if tensor.is_meta else tensor.device
-    return torch.device("cpu")

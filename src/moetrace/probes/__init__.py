@@ -3,7 +3,7 @@
 from moetrace.probes.gradients import GradientMeter, GradientProbe
 from moetrace.probes.indices import IndexMeter, IndexWindow
 from moetrace.probes.mask import MaskProbe, takes_a_mask
-from moetrace.probes.placement import Placement, is_hooked, put_hooks
+from moetrace.probes.placement import Placement, device_of, is_hooked, put_hooks
 from moetrace.probes.receipts import RECEIPTS, Receipts
 from moetrace.probes.routing import RoutingProbe
 from moetrace.probes.stale_code import drop_stale_code
@@ -24,6 +24,7 @@ __all__ = [
     "Table",
     "WeightMeter",
     "WeightProbe",
+    "device_of",
     "drop_stale_code",
     "is_hooked",
     "put_hooks",

@@ -1,11 +1,14 @@
-"""Putting the hooks on: on the routers, on what shows their logits, and on who has the mask."""
+"""The hooks of one tracer: on the routers, on what shows their logits, and on who has the mask."""
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from moetrace.accumulator import Accumulators
 from moetrace.layout import SCORINGS
 from moetrace.ops import TracerState
 from moetrace.probes.gate import GateProbe
@@ -15,7 +18,7 @@ from moetrace.probes.receipts import ReceiptProbe, Receipts
 from moetrace.probes.routing import RoutingProbe
 from moetrace.readers import Found
 
-__all__ = ["Placement", "is_hooked", "put_hooks"]
+__all__ = ["Placement", "device_of", "is_hooked", "put_hooks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +27,34 @@ class Placement:
 
     Attributes:
         probes: On the routers, in their order.
-        receipts: Of the routers whose choice is computed again by a rule.
+        routers: The routers, in the same order.
+        receipts: What experts received, for the routers whose choice is computed again by a rule.
         handles: Of all hooks.
     """
 
     probes: tuple[RoutingProbe, ...]
+    routers: tuple[weakref.ref[nn.Module], ...]
     receipts: tuple[Receipts, ...]
     handles: tuple[RemovableHandle, ...]
+
+    def remove(self) -> None:
+        """Take all hooks off the model."""
+        for handle in self.handles:
+            handle.remove()
+
+    def follow(self, accumulators: Accumulators) -> None:
+        """Move the sums of each router to where the router computes now."""
+        for index, (probe, router) in enumerate(zip(self.probes, self.routers, strict=True)):
+            module = router()
+            device = None if module is None else device_of(module)
+            if device is not None and device != probe.accumulator.device:
+                accumulators.move(index, device)
+                probe.accumulator = accumulators.tensors[index]
+                if probe.gate is not None:
+                    probe.gate.accumulator = probe.accumulator
+                for receipts in self.receipts:
+                    if receipts.router == index:
+                        probe.expected = receipts.move(device)
 
 
 def put_hooks(
@@ -74,7 +98,15 @@ def put_hooks(
         probes.append(probe)
         receipts += [tally] if item.receivers else []
     handles += _put_mask_probes(model, [*(item.module for item in routers), *tables], state)
-    return Placement(tuple(probes), tuple(receipts), tuple(handles))
+    modules = tuple(weakref.ref(item.module) for item in routers)
+    return Placement(tuple(probes), modules, tuple(receipts), tuple(handles))
+
+
+def device_of(module: nn.Module) -> torch.device | None:
+    """Where a module computes: the device of its first parameter or buffer; None on ``meta``."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        return None if tensor.is_meta else tensor.device
+    return torch.device("cpu")
 
 
 def is_hooked(module: nn.Module) -> bool:
