@@ -26,7 +26,8 @@ from moetrace.routing_stats import RoutingStats
 from moetrace.snapshot import Snapshot, merge, with_never_used
 from moetrace.store.index import RunIndex, index_run
 from moetrace.store.lines import DamagedRecord
-from moetrace.store.segment_reader import Entry, read_snapshot
+from moetrace.store.segment import Entry
+from moetrace.store.segment_reader import read_snapshot
 from moetrace.store.timeline import aligned
 
 __all__ = ["Run", "open_run"]

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from moetrace.store.names import SegmentName
-from moetrace.store.segment_reader import read_snapshot, scan_segment
+from moetrace.store.segment_reader import read_snapshot
+from moetrace.store.segment_scan import scan_segment
 from tests.store.windows import arrays_of, log_of, window, writer
 
 Found = tuple[list[dict[str, Any]], list[str], bool]

@@ -1,7 +1,7 @@
 """Which windows count after a resume, and which of several ranks belong together."""
 
 from moetrace.store.names import SegmentName
-from moetrace.store.segment_reader import Entry
+from moetrace.store.segment import Entry
 from moetrace.store.timeline import aligned, lives, without_superseded
 
 

@@ -7,7 +7,8 @@ in ``docs/run-format.md``.
 from moetrace.store.earlier import earlier_events, earlier_weights
 from moetrace.store.folder import RunFolder
 from moetrace.store.index import RunIndex, index_run
-from moetrace.store.segment_reader import Entry, Segment, read_snapshot
+from moetrace.store.segment import Entry, Segment
+from moetrace.store.segment_reader import read_snapshot
 from moetrace.store.segment_writer import SegmentWriter
 
 __all__ = [

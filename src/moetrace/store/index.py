@@ -10,7 +10,9 @@ from moetrace.store.manifest import read_manifest
 from moetrace.store.names import SegmentName
 from moetrace.store.ranks import Ranks, two_writers
 from moetrace.store.schema import is_text
-from moetrace.store.segment_reader import Entry, Segment, scan_segment, segment_names
+from moetrace.store.segment import Entry, Segment
+from moetrace.store.segment_reader import segment_names
+from moetrace.store.segment_scan import scan_segment
 from moetrace.store.segment_writer import HEADER_KEYS
 from moetrace.store.timeline import aligned, without_superseded
 

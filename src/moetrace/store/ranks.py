@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moetrace.store.segment_reader import Entry, Segment
+from moetrace.store.segment import Entry, Segment
 from moetrace.store.timeline import Life, Owner, lives
 from moetrace.topology import Topology
 

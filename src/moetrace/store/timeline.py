@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from moetrace.store.segment_reader import Entry
+from moetrace.store.segment import Entry
 
 __all__ = ["Life", "aligned", "lives", "without_superseded"]
 
