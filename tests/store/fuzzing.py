@@ -2,7 +2,7 @@
 
 ``python -m tests.store.fuzzing FOLDER...`` takes what libFuzzer takes: it begins with the kept
 cases and grows the first folder, as ``-max_total_time=SECONDS`` or ``-runs=N`` says. What a reader
-fails at (another exception than its own, a write, an import, 10 seconds, 512 MiB) is left as a file
+fails at (a foreign exception, a warning, a write, an import, 10 seconds, 512 MiB) is left as a file
 that belongs into the corpus once the reader withstands it.
 """
 
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -142,6 +143,7 @@ def main() -> None:
         read_all(root)
         show_all(root)
         shutil.rmtree(root)
+    warnings.simplefilter("error")
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     known = [

@@ -1,5 +1,7 @@
 """Any bytes in any file: kept cases, and what a coverage-guided fuzzer makes of them."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from moetrace.run import open_run
 from tests.store.cases import kept, read_tree, unpacked, write_tree
-from tests.store.fuzzing import HAS_ATHERIS, fuzz
+from tests.store.fuzzing import HAS_ATHERIS, REPOSITORY, fuzz
 from tests.store.mutation import sealed
 from tests.store.reading import read_all, show_all
 from tests.store.windows import arrays_of, window, write
@@ -40,12 +42,47 @@ class TestSealed:
         assert open_run(tmp_path).counts().tolist() == [[[11, 1]]]
 
 
+FORBIDDEN = [
+    *("open('/dev/null', 'w')", "open('/etc/hostname')", "os.open('..', os.O_RDONLY)"),
+    *("os.mkdir('/dev/null/x')", "os.remove('/dev/null/x')", "subprocess.run(['true'])"),
+    *("__import__('colorsys')", "eval('1')", "pickle.loads(pickle.dumps(os.getcwd))"),
+    *("socket.create_server(('127.0.0.1', 0))", "socket.getaddrinfo('localhost', 80)"),
+]
+ALLOWED = ["os.open(root, os.O_RDONLY)", "os.listdir(root)", "os.close(os.open('log.jsonl', 0))"]
+
+
+class TestWatch:
+    def test_sees_what_a_reader_may_not_do(self, tmp_path: Path) -> None:
+        """I6, I11, I12, I18: another path, a write, a process, an import, code, a connection."""
+        (tmp_path / "log.jsonl").touch()
+        acts = ", ".join(f"lambda: {act}" for act in [*FORBIDDEN, *ALLOWED])
+        program = (
+            "import contextlib, os, pickle, socket, subprocess, sys\n"
+            "from pathlib import Path\n"
+            f"sys.path.insert(0, {str(REPOSITORY)!r})\n"
+            "from tests.store.reading import Watch\n"
+            "watch, root = Watch(), os.getcwd()\n"
+            f"for act in ({acts}):\n"
+            "    try:\n"
+            "        with watch.over(Path(root)), contextlib.suppress(OSError):\n"
+            "            act()\n"
+            "        print('allowed')\n"
+            "    except AssertionError:\n"
+            "        print('forbidden')\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
+        )
+        found = done.stdout.split()
+        assert (done.stderr, found) == (
+            "",
+            ["forbidden"] * len(FORBIDDEN) + ["allowed"] * len(ALLOWED),
+        )
+
+
 BROKEN = {
     "an exception": ("raise KeyError", "KeyError"),
     "memory": ("bytes(1 << 29)", "MemoryError"),
-    "a file": ("open('/dev/null', 'w')", "open('/dev/null'"),
-    "an import": ("import colorsys", "import('colorsys'"),
-    "a connection": ("import socket; socket.create_server(('', 0))", "socket.bind"),
     "no end": ("while True: pass", "timeout after"),
 }
 """What a reader may not do, and how the fuzzer says that it did."""
@@ -65,15 +102,15 @@ class TestFuzzer:
         """I1: a fault that a field of another type brings out is found, and what led to it left."""
         act, told = BROKEN[what]
         program = (
-            "import atheris, socket\n"
+            "import atheris\n"
             "with atheris.instrument_imports(include=['moetrace']):\n"
             "    from moetrace.store import records\n"
-            "good = records.integer\n"
-            "def bad(record, name, *, below=2**63):\n"
-            "    if type(record.get(name)) is not int:\n"
+            "good = records.column\n"
+            "def bad(record, name, *, length=None):\n"
+            "    if type(record.get(name)) is not list:\n"
             f"        {act}\n"
-            "    return good(record, name, below=below)\n"
-            "records.integer = bad\n"
+            "    return good(record, name, length=length)\n"
+            "records.column = bad\n"
             "from tests.store.fuzzing import main\n"
             "main()\n"
         )
