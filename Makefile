@@ -82,7 +82,7 @@ $(VENV)/pip-is-current: constraints.txt
 	@$(PIP) --constraint constraints.txt hatchling setuptools editables
 	@touch $@
 
-$(VENV)/ready-to-run: pyproject.toml hatch_build.py src/moetrace/ops/_host_kernel.c $(VENV)/pip-is-current
+$(VENV)/ready-to-run: pyproject.toml hatch_build.py $(wildcard src/moetrace/ops/_host_*.[ch]) $(VENV)/pip-is-current
 	@$(PIP) --constraint constraints.txt --no-build-isolation --editable ".[demo]"
 	@touch $@
 

@@ -48,6 +48,7 @@ def build_host_kernel(root: Path, folder: Path, objects: Path, *flags: str) -> P
     extension = Extension(
         "moetrace.ops._host_kernel",
         [str(root / "src" / PLACE / "_host_kernel.c")],
+        depends=[str(root / "src" / PLACE / "_host_lanes.h")],
         extra_compile_args=["-O3", "-g0", "-fno-math-errno", "-Wno-psabi", *flags],
         extra_link_args=[*flags],
         py_limited_api=True,

@@ -559,7 +559,6 @@ class TestRunFolder:
         for ours, theirs in zip(run.snapshots(), sink.snapshots, strict=True):
             assert ours.to_dict()["routing"] == theirs.to_dict()["routing"]
 
-
     def test_says_which_form_of_the_operator_counts(self, model, tmp_path):
         """Where no compiler was at hand a CPU counts slower, and the run folder tells."""
         with moetrace.attach(model, tmp_path / "run"):

@@ -3,38 +3,27 @@
  * The numbers are those of moetrace.ops.reference, which says what every form must equal; the order
  * of the sums is that of moetrace.layout. Scores, ids and sums come as addresses: host_form.py has
  * made sure of what lies there. Letters: T tokens, E experts, K chosen, N lanes.
- *
- * Lanes are GCC's vector extension and no loop left to the optimiser: that would take -ffast-math,
- * which at link time switches off denormal numbers for the whole process. Sums run over the lanes
- * in one fixed order, whatever the machine.
  */
 #define Py_LIMITED_API 0x030b0000
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include <math.h>
-#include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
 
-#define N 16
+#include "_host_lanes.h"
+
 #define FLOOR -200.0f
 #define LIMIT 1024.0f
 #define TOKENS_IN_FLOAT 256 /* so many add up in float32 without losing a digit */
 #define LARGE (1 << 20)     /* scores, about a millisecond, for which the interpreter is let go */
 
-enum { TOKENS, CALLS, MASKED, DROPPED, NONFINITE, ENTROPY, CONFIDENCE, MARGIN, LSE, LSE_SQ, SCALARS };
+enum {
+  TOKENS, CALLS, MASKED, DROPPED, NONFINITE,
+  ENTROPY, CONFIDENCE, MARGIN, LSE, LSE_SQ, SCALARS
+};
 enum { FLOAT32, BFLOAT16 };
+enum { SOFTMAX, SIGMOID, SQRTSOFTPLUS, PROBABILITIES };
 
-typedef float lanes __attribute__((vector_size(4 * N)));
-typedef float lanes_anywhere __attribute__((vector_size(4 * N), aligned(4)));
-typedef int32_t whole __attribute__((vector_size(4 * N)));
-typedef float eight __attribute__((vector_size(32)));
-typedef int32_t whole_eight __attribute__((vector_size(32)));
-typedef float four __attribute__((vector_size(16)));
-typedef int32_t whole_four __attribute__((vector_size(16)));
-
-#define INLINE static inline __attribute__((always_inline))
 #ifndef FOR_EACH_CPU
 #if defined(__x86_64__) && defined(__GLIBC__)
 #define FOR_EACH_CPU __attribute__((target_clones("avx512f", "avx2", "default")))
@@ -43,60 +32,22 @@ typedef int32_t whole_four __attribute__((vector_size(16)));
 #endif
 #endif
 
-#define PICK(type, which, a, b) ((type)(((which) & (a)) | (~(which) & (b))))
-#define HIGHER(type, integers, a, b) PICK(type, (integers)((a) > (b)), (integers)(a), (integers)(b))
-#define ALL(x) ((lanes){0} + (x))
-
-INLINE float sum_of(lanes v) {
-  eight a, b;
-  memcpy(&a, &v, 32);
-  memcpy(&b, (const char *)&v + 32, 32);
-  a += b;
-  four c, d;
-  memcpy(&c, &a, 16);
-  memcpy(&d, (const char *)&a + 16, 16);
-  c += d;
-  return (c[0] + c[1]) + (c[2] + c[3]);
-}
-
-INLINE float highest_of(lanes v) {
-  eight a, b;
-  memcpy(&a, &v, 32);
-  memcpy(&b, (const char *)&v + 32, 32);
-  a = HIGHER(eight, whole_eight, a, b);
-  four c, d;
-  memcpy(&c, &a, 16);
-  memcpy(&d, (const char *)&a + 16, 16);
-  c = HIGHER(four, whole_four, c, d);
-  const float e = c[0] > c[1] ? c[0] : c[1], f = c[2] > c[3] ? c[2] : c[3];
-  return e > f ? e : f;
-}
-
-/* e**x for x <= 0, to 2 units in the last place; 0 below e**-87, NaN of NaN. Source: the polynomial
- * of the Cephes library's expf, S. Moshier, 1989. Adding 1.5 * 2**23 rounds to a whole number. */
-INLINE lanes exponential(lanes x) {
-  const lanes shifted = x * 1.44269504088896341f + 12582912.0f;
-  const lanes n = shifted - 12582912.0f;
-  lanes r = x - n * 0.693359375f;
-  r = r + n * 2.12194440e-4f;
-  lanes p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  const whole power = ((whole)shifted - (0x4B400000 - 127)) << 23;
-  const whole tiny = x < -87.0f;
-  return (lanes)((whole)(p * (lanes)power) & ~tiny);
+/* The logarithm of a score before those of a token are normalised: log_scores of reference.py. */
+INLINE lanes log_score(lanes x, int64_t scoring) {
+  if (scoring == PROBABILITIES) return logarithm(x);
+  const lanes positive = PICK(lanes, x > 0.0f, (whole)x, (whole)ALL(0.0f));
+  if (scoring == SIGMOID) return (x - positive) - log_of_one_and(x);
+  /* Far below 0 softplus is its own exponential, which may be too small for a float. */
+  const lanes log = logarithm(positive + log_of_one_and(x));
+  return 0.5f * PICK(lanes, x < -16.0f, (whole)x, (whole)log);
 }
 
 struct forward {
   const int64_t *ids;     /* (T, K) */
-  const char *scores;     /* (T, E), a row every row_bytes */
-  const float *lses;      /* (T,), or NULL where the scores are the logits themselves */
+  const char *logits;     /* (T, E), a row every row_bytes, or NULL */
   const float *weights;   /* (T, K), or NULL */
   const uint8_t *real;    /* (T,), or NULL */
-  int64_t T, E, K, row_bytes;
+  int64_t T, E, K, row_bytes, scoring;
 };
 
 struct sums {
@@ -135,7 +86,7 @@ INLINE void flush_probs(struct sums *sums, int64_t E) {
   }
 }
 
-INLINE void score(const struct forward *f, struct sums *sums, int kind) {
+INLINE void score(const struct forward *f, struct sums *sums, int kind, int64_t scoring) {
   const int64_t E = f->E, K = f->K, rows = (E + N - 1) / N, inside = E / N;
   lanes *scores = sums->scores, *exps = sums->exps;
   float *flat = (float *)scores;
@@ -143,14 +94,10 @@ INLINE void score(const struct forward *f, struct sums *sums, int kind) {
   int64_t since = 0;
   const whole lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const int64_t bytes = kind == FLOAT32 ? 4 : 2;
-  const char *end = f->scores + (f->T - 1) * f->row_bytes + E * bytes;
+  const char *end = f->logits + (f->T - 1) * f->row_bytes + E * bytes;
   for (int64_t t = 0; t < f->T; t++) {
     if (f->real && !f->real[t]) continue;
-    if (f->lses && !isfinite(f->lses[t])) {
-      sums->nonfinite++;
-      continue;
-    }
-    const char *row = f->scores + t * f->row_bytes;
+    const char *row = f->logits + t * f->row_bytes;
     lanes tops = ALL(-INFINITY);
     for (int64_t i = 0; i < inside; i++) {
       scores[i] = load(row, i * N, kind);
@@ -166,9 +113,21 @@ INLINE void score(const struct forward *f, struct sums *sums, int kind) {
       }
       tops = HIGHER(lanes, whole, tops, scores[inside]);
     }
-    const float top = highest_of(tops);
-    /* What is not finite shows in the top or, a NaN, which no comparison lets through, in the
-     * total. Where the logits are finite all the same the experts count as equals. */
+    float top = highest_of(tops), lse = 0;
+    if (scoring != SOFTMAX) {
+      lanes totals = ALL(0.0f);
+      tops = ALL(-INFINITY);
+      for (int64_t i = 0; i < rows; i++) {
+        totals += exponential(scores[i] - top);
+        scores[i] = log_score(scores[i], scoring);
+        if (i == inside) {
+          scores[i] = PICK(lanes, lane < (int32_t)(E % N), (whole)scores[i], (whole)ALL(-INFINITY));
+        }
+        tops = HIGHER(lanes, whole, tops, scores[i]);
+      }
+      lse = top + logf(sum_of(totals));
+      top = highest_of(tops);
+    }
     lanes totals = ALL(0.0f), dots = ALL(0.0f);
     for (int64_t i = 0; i < rows; i++) {
       const lanes shifted = scores[i] - top;
@@ -178,14 +137,17 @@ INLINE void score(const struct forward *f, struct sums *sums, int kind) {
       dots += exps[i] * scores[i];
     }
     float total = sum_of(totals), dot = sum_of(dots);
-    if (!isfinite(top) || !isfinite(total)) {
-      if (!f->lses) {
-        sums->nonfinite++;
-        continue;
-      }
-      for (int64_t i = 0; i < rows * N; i++) {
-        flat[i] = 0;
-        ((float *)exps)[i] = 1;
+    /* What is not finite shows in the top or, a NaN, which no comparison lets through, in the
+     * total. Where the logits are finite all the same the experts count as equals. */
+    const int whole_row = isfinite(top) && isfinite(total);
+    if (scoring == SOFTMAX ? !whole_row : !isfinite(lse)) {
+      sums->nonfinite++;
+      continue;
+    }
+    if (!whole_row) {
+      for (int64_t i = 0; i < rows; i++) {
+        scores[i] = ALL(0.0f);
+        exps[i] = ALL(1.0f);
       }
       total = (float)E;
       dot = 0;
@@ -211,7 +173,7 @@ INLINE void score(const struct forward *f, struct sums *sums, int kind) {
       const float left = highest_of(rest);
       margin += (lowest > floor ? lowest : floor) - (left > floor ? left : floor);
     }
-    float lse = f->lses ? f->lses[t] : top + log_total;
+    if (scoring == SOFTMAX) lse = top + log_total;
     lse = lse > LIMIT ? LIMIT : lse < -LIMIT ? -LIMIT : lse;
     const float nats = log_total - dot * share;
     entropy += nats > 0 ? nats : 0;
@@ -227,12 +189,20 @@ INLINE void score(const struct forward *f, struct sums *sums, int kind) {
   sums->reals[LSE_SQ] = lse_sq;
 }
 
-FOR_EACH_CPU static void score_float32(const struct forward *f, struct sums *sums) {
-  score(f, sums, FLOAT32);
+FOR_EACH_CPU static void softmax_float32(const struct forward *f, struct sums *sums) {
+  score(f, sums, FLOAT32, SOFTMAX);
 }
 
-FOR_EACH_CPU static void score_bfloat16(const struct forward *f, struct sums *sums) {
-  score(f, sums, BFLOAT16);
+FOR_EACH_CPU static void softmax_bfloat16(const struct forward *f, struct sums *sums) {
+  score(f, sums, BFLOAT16, SOFTMAX);
+}
+
+FOR_EACH_CPU static void others_float32(const struct forward *f, struct sums *sums) {
+  score(f, sums, FLOAT32, f->scoring);
+}
+
+FOR_EACH_CPU static void others_bfloat16(const struct forward *f, struct sums *sums) {
+  score(f, sums, BFLOAT16, f->scoring);
 }
 
 static void choose(const struct forward *f, struct sums *sums) {
@@ -252,13 +222,14 @@ static void choose(const struct forward *f, struct sums *sums) {
 }
 
 static int64_t fixed(double sum, int bits) {
-  const double scaled = rint(ldexp(sum, bits));
-  return scaled >= 0x1p62 ? INT64_C(1) << 62 : scaled <= -0x1p62 ? -(INT64_C(1) << 62) : (int64_t)scaled;
+  const double scaled = rint(ldexp(sum, bits)), most = 0x1p62;
+  return (int64_t)(scaled > most ? most : scaled < -most ? -most : scaled);
 }
 
-/* Where a sum stands in a row, and its binary digits after the point, is moetrace.layout's to say. */
+/* Where a sum stands in a row, and its binary digits after the point, moetrace.layout says. */
 static void commit(const struct forward *f, const struct sums *sums, int64_t *row) {
-  static const int bits[SCALARS] = {[ENTROPY] = 26, [CONFIDENCE] = 30, [MARGIN] = 20, [LSE] = 20, [LSE_SQ] = 16};
+  static const int bits[SCALARS] = {
+      [ENTROPY] = 26, [CONFIDENCE] = 30, [MARGIN] = 20, [LSE] = 20, [LSE_SQ] = 16};
   const int64_t E = f->E;
   int64_t *scalars = row + 3 * E + 1;
   for (int64_t i = 0; i <= E; i++) row[i] += sums->counts[i];
@@ -288,19 +259,19 @@ static int add_forward(const struct forward *f, int kind, int64_t *row) {
   sums.gates = sums.probs + E;
   sums.counts = (int64_t *)(sums.gates + E + 1);
   choose(f, &sums);
-  if (f->scores) {
-    if (kind == BFLOAT16) {
-      score_bfloat16(f, &sums);
-    } else {
-      score_float32(f, &sums);
-    }
+  if (f->logits && f->scoring == SOFTMAX) {
+    (kind == BFLOAT16 ? softmax_bfloat16 : softmax_float32)(f, &sums);
+  } else if (f->logits) {
+    (kind == BFLOAT16 ? others_bfloat16 : others_float32)(f, &sums);
   }
   commit(f, &sums, row);
   free(memory);
   return 1;
 }
 
-enum { ROW, EXPERTS, COUNT, CHOSEN, IDS, SCORES, KIND, ROW_BYTES, LSES, WEIGHTS, REAL, ARGUMENTS };
+enum {
+  ROW, EXPERTS, COUNT, CHOSEN, IDS, LOGITS, KIND, ROW_BYTES, SCORING, WEIGHTS, REAL, ARGUMENTS
+};
 
 static PyObject *add(PyObject *self, PyObject *const *args, Py_ssize_t given) {
   int64_t a[ARGUMENTS];
@@ -311,9 +282,9 @@ static PyObject *add(PyObject *self, PyObject *const *args, Py_ssize_t given) {
   if (PyErr_Occurred()) return NULL;
 #define AT(type, i) ((type)(intptr_t)a[i])
   const struct forward f = {
-      AT(const int64_t *, IDS), AT(const char *, SCORES), AT(const float *, LSES),
+      AT(const int64_t *, IDS), AT(const char *, LOGITS),
       AT(const float *, WEIGHTS), AT(const uint8_t *, REAL),
-      a[COUNT], a[EXPERTS], a[CHOSEN], a[ROW_BYTES],
+      a[COUNT], a[EXPERTS], a[CHOSEN], a[ROW_BYTES], a[SCORING],
   };
   int done;
   if (f.T < LARGE / f.E) {
@@ -332,6 +303,10 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "moetrace.ops._host_kernel", NULL, 0, methods, NULL, NULL, NULL, NULL};
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "moetrace.ops._host_kernel",
+    .m_methods = methods,
+};
 
 PyMODINIT_FUNC PyInit__host_kernel(void) { return PyModuleDef_Init(&module); }

@@ -4,10 +4,10 @@ def add(
     tokens: int,
     chosen: int,
     ids: int,
-    scores: int,
+    logits: int,
     kind: int,
     row_bytes: int,
-    lses: int,
+    scoring: int,
     weights: int,
     real: int,
     /,
@@ -23,11 +23,10 @@ def add(
         tokens: T.
         chosen: K, at least 1.
         ids: Address of the chosen experts, int64, ``(T, K)``, contiguous.
-        scores: Address of what the softmax is taken of, ``(T, E)``.
-        kind: What a score is: 0 float32, 1 bfloat16.
-        row_bytes: Bytes from one token's scores to the next one's.
-        lses: Address of the log-sum-exp of each token's logits, float32, ``(T,)``, where these are
-            not the scores.
+        logits: Address of the scores before softmax, sigmoid or whatever it is, ``(T, E)``.
+        kind: What a logit is: 0 float32, 1 bfloat16.
+        row_bytes: Bytes from one token's logits to the next one's.
+        scoring: Position in `moetrace.layout.SCORINGS`.
         weights: Address of the gate weights, float32, ``(T, K)``, contiguous.
         real: Address of the mask, bool, ``(T,)``: other than 0 where a token counts.
 

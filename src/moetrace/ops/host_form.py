@@ -11,9 +11,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
-from moetrace.layout import SCORINGS
 from moetrace.ops.host_arrays import array_delta
-from moetrace.ops.reference import log_scores
 from moetrace.routing import Routing
 
 try:
@@ -23,9 +21,8 @@ except ImportError:
 
 __all__ = ["add_on_host", "has_host_kernel"]
 
-_SOFTMAX = SCORINGS.index("softmax")
 _KINDS = {torch.float32: 0, torch.bfloat16: 1}
-"""What the kernel reads scores of; others are converted."""
+"""What the kernel reads logits of; others are converted."""
 
 _FLOATS = {torch.bfloat16, torch.float16, torch.float32, torch.float64}
 _INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
@@ -67,8 +64,7 @@ def add_on_host(
     Raises:
         MemoryError: There is none for three rows of scores.
 
-    Cost: one pass over the scores in float32 or bfloat16, 80 ns a token of 64 experts; a few more
-    where scores are normalised by another function than softmax
+    Cost: one pass over logits of float32 or bfloat16, 80 ns a token of 64 experts
     (``benchmarks/counted_cost.py``).
     """
     if _add_by_kernel(accumulator, row, lock, routing, mask_T, num_experts, scoring):
@@ -103,24 +99,19 @@ def _add_by_kernel(
     ids = ids.contiguous()
     assignments = ids.numel()
     T = assignments // K
-    scores = lses = None
     kind = row_bytes = 0
     if logits is not None:
         if not _is_plain(logits) or logits.dtype not in _FLOATS:
             return False
         if logits.shape[-1:].numel() != num_experts or logits.numel() != T * num_experts:
             return False
-        if scoring == _SOFTMAX:
-            scores = logits if logits.dtype in _KINDS else logits.float()
-        else:
+        if logits.dtype not in _KINDS:
             logits = logits.float()
-            lses = logits.logsumexp(-1).contiguous()
-            scores = log_scores(logits, SCORINGS[scoring])
-        kind, row_bytes = _KINDS[scores.dtype], scores.element_size()
-        if scores.dim() == 2 and scores.stride(1) == 1:
-            row_bytes *= scores.stride(0)
+        kind, row_bytes = _KINDS[logits.dtype], logits.element_size()
+        if logits.dim() == 2 and logits.stride(1) == 1:
+            row_bytes *= logits.stride(0)
         else:
-            scores = scores.contiguous()
+            logits = logits.contiguous()
             row_bytes *= num_experts
     if weights is not None:
         if not _is_plain(weights) or weights.dtype not in _FLOATS:
@@ -139,10 +130,10 @@ def _add_by_kernel(
             T,
             K,
             ids.data_ptr(),
-            _address(scores),
+            _address(logits),
             kind,
             row_bytes,
-            _address(lses),
+            scoring,
             _address(weights),
             _address(mask_T),
         )

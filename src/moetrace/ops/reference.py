@@ -176,7 +176,9 @@ def log_scores(logits_TE: Tensor, scoring: str) -> Tensor:
     if scoring == "sigmoid":
         return torch.nn.functional.logsigmoid(logits_TE)
     if scoring == "sqrtsoftplus":
-        return torch.nn.functional.softplus(logits_TE).log_().mul_(0.5)
+        log_TE = torch.nn.functional.softplus(logits_TE).log_()
+        # Far below 0 softplus is its own exponential, which may be too small for a float.
+        return torch.where(logits_TE < -16.0, logits_TE, log_TE).mul_(0.5)
     if scoring == "probabilities":
         return logits_TE.log()
     return logits_TE
