@@ -114,6 +114,7 @@ def main() -> None:
         root.mkdir()
         write_tree(unpacked(data), root)
         began = time.process_time()
+        _limit_memory(_used_memory() + MEMORY)  # case by case: the fuzzer's own grows by 3 KB each
         try:
             with watch.over(root):
                 read_all(root)
@@ -124,6 +125,7 @@ def main() -> None:
             signal.setitimer(signal.ITIMER_REAL, 0)  # or the alarm ends it before it is written
             raise
         finally:
+            _limit_memory(resource.RLIM_INFINITY)
             shutil.rmtree(root)
 
     def mutate(data: bytes, most: int, seed: int) -> bytes:
@@ -144,11 +146,9 @@ def main() -> None:
         show_all(root)
         shutil.rmtree(root)
     warnings.simplefilter("error")
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
-    known = [
+    known = (
         *(f"-max_len={LONGEST}", f"-timeout={PATIENCE}", "-rss_limit_mb=0", "-print_final_stats=1"),
-    ]
+    )
     atheris.Setup(
         [sys.argv[0], *known, *sys.argv[1:], str(CORPUS)],
         read,
@@ -156,6 +156,14 @@ def main() -> None:
         custom_crossover=cross,
     )
     atheris.Fuzz()
+
+
+def _used_memory() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def _limit_memory(most: int) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
 
 
 def _fitting(data: bytes, most: int, otherwise: bytes) -> bytes:
