@@ -84,14 +84,15 @@ class TestCrashStates:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """C5: the model loses what a failed sync left behind, and the check sees that."""
+        from moetrace.store.open_segment import OpenSegment
         from moetrace.store.segment_writer import SegmentWriter
 
-        def trusting(self: SegmentWriter) -> None:
+        def trusting(self: SegmentWriter, segment: OpenSegment) -> None:
             try:
-                self._sync()
+                self._sync(segment)
             except OSError:
-                self._unsyncable = None
-                self._sync()
+                segment._unsyncable = None
+                self._sync(segment)
 
         monkeypatch.setattr(SegmentWriter, "_sync_or_write_again", trusting)
         disk = recorded(tmp_path / "run", frozenset((5,)), monkeypatch)

@@ -1,4 +1,4 @@
-"""Writes the segments of one process: array rows first, then the line that names them.
+"""Writes the segments of one process, and goes on in a fresh one where a disk fails.
 
 The line is the commit. `SegmentWriter.append` returns when the write of the line has returned: the
 snapshot then survives the death of the process, though not that of the machine before the next
@@ -9,7 +9,6 @@ all of that.
 """
 
 import contextlib
-import errno
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -17,12 +16,10 @@ from typing import Any
 
 from moetrace.snapshot import Snapshot
 from moetrace.store import files
-from moetrace.store.array_writer import ArrayWriter
 from moetrace.store.arrays import TENSORS
-from moetrace.store.dense import DenseWriter
-from moetrace.store.lines import plain, seal_line
-from moetrace.store.names import ARRAY_FILE, DENSE_FILE, LOG, SEGMENTS, SegmentName, unfinished
-from moetrace.store.records import columns, groups_of, parse_snapshot
+from moetrace.store.lines import plain
+from moetrace.store.names import SEGMENTS, SegmentName, unfinished
+from moetrace.store.open_segment import NO_DESCRIPTOR, OpenSegment, discard
 from moetrace.store.schema import FORMAT
 
 __all__ = ["HEADER_KEYS", "SegmentWriter"]
@@ -44,8 +41,10 @@ MOST_RETAINED = 64
 MOST_FAILED_SYNCS = 3
 """Failed syncs in a row that are answered by writing again; a disk that never syncs is left be."""
 
-_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 _RECORD_BYTES = 4096  # about what a record takes beside its vectors
+
+Put = Callable[[OpenSegment], None]
+"""Writes one record into the segment that is open."""
 
 
 class SegmentWriter:
@@ -60,7 +59,6 @@ class SegmentWriter:
 
     Attributes:
         header: What the header says besides the store's own keys.
-        name: Name of the open segment, or None while none is open.
         durability: ``"synced"``, or ``"degraded"`` once a sync has failed. What had been
             acknowledged since the sync before was then written again; where that failed too, it may
             be lost with the machine.
@@ -78,7 +76,6 @@ class SegmentWriter:
         if taken:
             raise ValueError(f"the header has {sorted(taken)}, which the run folder writes itself")
         self.rank, self.attempt, self.run_id = rank, attempt, run_id
-        self.name: SegmentName | None = None
         self.durability = "synced"
         self._root = root
         self.header = plain(header)
@@ -86,11 +83,17 @@ class SegmentWriter:
         self._voids: dict[str, int] = {}
         self._at_risk: dict[str, int] = {}  # lines of sealed segments that a failed sync left safe
         self._told: dict[str, int] = {}  # what headers say that no good sync has covered
-        self._retained: list[tuple[Callable[[], None], int]] = []  # acknowledged, not yet synced
+        self._retained: list[tuple[Put, int]] = []  # acknowledged, not yet synced
         self._failed_syncs = 0
         self._closed = False
         self._snapshots = 0
+        self._segment: OpenSegment | None = None
         self._open()
+
+    @property
+    def name(self) -> SegmentName | None:
+        """Name of the open segment, or None while none is open."""
+        return None if self._segment is None else self._segment.name
 
     @property
     def unsynced(self) -> int:
@@ -119,7 +122,7 @@ class SegmentWriter:
         )
         size = sum(getattr(stats, name).nbytes for stats in snapshot.routing for name in TENSORS)
         size += sum(item.nbytes for item in snapshot.indices)
-        self._commit(lambda: self._put_snapshot(snapshot), size)
+        self._commit(lambda segment: segment.put_snapshot(snapshot), size)
         self._snapshots += 1
 
     def event(self, kind: str, fields: Mapping[str, Any]) -> None:
@@ -137,7 +140,7 @@ class SegmentWriter:
         if not kind:
             raise ValueError("found an event without a kind; say in a word what happened")
         record = {"kind": plain(kind), "wall_time": files.wall(), "fields": plain(fields)}
-        self._commit(lambda: self._put_line({"record": "event"}, record), 0)
+        self._commit(lambda segment: segment.put_line({"record": "event"}, record), 0)
 
     def close(self) -> None:
         """Write the end of the log, sync everything and close; again has no effect.
@@ -155,28 +158,29 @@ class SegmentWriter:
             self._release()
 
     def _end(self) -> None:
-        def put() -> None:
-            self._put_line({"record": "end"}, {"snapshots": self._snapshots})
-            self._sync()
+        def put(segment: OpenSegment) -> None:
+            segment.put_line({"record": "end"}, {"snapshots": self._snapshots})
+            self._sync(segment)
 
+        self._put(put)
+
+    def _put(self, put: Put) -> OpenSegment:
+        """Put it into the open segment, or where that fails into a fresh one."""
         try:
-            self._in_open_segment(put)
+            return self._in_open_segment(put)
         except OSError:
-            self._in_open_segment(put)
+            return self._in_open_segment(put)
 
-    def _commit(self, put: Callable[[], None], size: int) -> None:
+    def _commit(self, put: Put, size: int) -> None:
         if self._closed:
             raise ValueError("the segment is closed; open another one to write more")
         if files.process_id() != self._process:
             raise RuntimeError("a forked process cannot write its parent's segment; attach there")
-        try:
-            self._in_open_segment(put)
-        except OSError:
-            self._in_open_segment(put)
+        segment = self._put(put)
         self._voids = {}
         self._retained.append((put, size + _RECORD_BYTES))
         if self._sync_is_due():
-            self._sync_or_write_again()
+            self._sync_or_write_again(segment)
 
     def _sync_is_due(self) -> bool:
         # Not by their number once syncs fail: a disk in trouble gets its seconds between two tries.
@@ -187,71 +191,44 @@ class SegmentWriter:
     def _kept_bytes(self) -> int:
         return sum(kept for _, kept in self._retained)
 
-    def _in_open_segment(self, put: Callable[[], None]) -> None:
-        if self.name is None:
-            self._open()
+    def _in_open_segment(self, put: Put) -> OpenSegment:
+        segment = self._segment or self._open()
         try:
-            put()
+            put(segment)
         except (ValueError, TypeError):
             raise  # found before the line was written
         except BaseException:
-            self._seal()
+            self._seal(segment)
             raise
+        return segment
 
-    def _put_snapshot(self, snapshot: Snapshot) -> None:
-        record = columns(snapshot)
-        positions = groups_of([stats.num_experts for stats in snapshot.routing]).values()
-        put = [
-            self._arrays.put([snapshot.routing[position] for position in group])
-            for group in positions
-        ]
-        record["arrays"] = [rows.to_record() for rows in put]
-        if dense := self._dense.put(snapshot.indices):
-            record["dense"] = [rows.to_record() for rows in dense]
-        parse_snapshot(record)  # what would not be read back is not acknowledged
-        self._put_line({"record": "snapshot"}, record)
-        self._arrays.commit(put)
-
-    def _put_line(self, kind: Mapping[str, str], record: Mapping[str, Any]) -> None:
-        line = seal_line({**kind, "line": self._lines, **record})
-        files.write_all(self._log, line)
-        self._lines += 1
-
-    def _open(self) -> None:
+    def _open(self) -> OpenSegment:
         name = SegmentName(self.attempt, self.rank, files.token(8))
         folder = os.path.join(self._root, SEGMENTS, str(name))
         # Until what is written again is all there, the sealed segment counts and this one does not.
         made = unfinished(folder) if self._at_risk else folder
-        files.make_folder(made, fresh=True)
+        segment = OpenSegment(self._root, name, made)
+        self._segment, self._synced_at = segment, files.monotonic()
         try:
-            self._log = files.open_append(os.path.join(made, LOG))
-        except BaseException:
-            _discard(made)
-            raise
-        self.name, self._folder, self._lines, self._durable = name, made, 0, 0
-        self._arrays, self._dense = ArrayWriter(made), DenseWriter(made)
-        self._synced_at, self._unsynced_parents = files.monotonic(), True
-        self._unsyncable: OSError | None = None
-        try:
-            self._put_line({"record": "header"}, self._own_header(name))
+            segment.put_line({"record": "header"}, self._own_header(name))
             self._told = self._all_voids()
             if self._at_risk:
-                self._write_again(folder)
+                self._write_again(segment, folder)
         except BaseException:
             with contextlib.suppress(OSError):
                 self._release()
             # A header that failed and landed makes a valid segment without records.
-            _discard(made)
+            discard(made)
             raise
+        return segment
 
-    def _write_again(self, folder: str) -> None:
+    def _write_again(self, segment: OpenSegment, folder: str) -> None:
         for put, _ in self._retained:
-            put()
-        files.replace(self._folder, folder)
-        self._folder = self._arrays.folder = self._dense.folder = folder
+            put(segment)
+        segment.move(folder)
         self._at_risk = {}
         with contextlib.suppress(OSError):
-            self._sync()  # where this fails too, the next sync finds out and tries again
+            self._sync(segment)  # where this fails too, the next sync finds out and tries again
 
     def _own_header(self, name: SegmentName) -> dict[str, Any]:
         return {
@@ -270,39 +247,22 @@ class SegmentWriter:
         # A crash may take a header that says them: until it is synced the next ones repeat it.
         return {**self._told, **self._voids, **self._at_risk}
 
-    def _sync(self) -> None:
-        # Linux marks the pages of a failed sync as clean: a second one would succeed and lie.
-        if self._unsyncable is not None:
-            raise self._unsyncable
-        try:
-            if not files.links(self._log):
-                raise FileNotFoundError(errno.ENOENT, "the segment was deleted", self._folder)
-            self._arrays.sync()
-            self._dense.sync()
-            files.sync(self._log)
-            _sync_names(self._folder)
-            if self._unsynced_parents:
-                _sync_names(os.path.join(self._root, SEGMENTS))
-                _sync_names(self._root)
-        except OSError as error:
-            if error.errno not in _NO_DESCRIPTOR:
-                self._unsyncable = error
-            raise
-        self._unsynced_parents = False
-        self._synced_at, self._durable = files.monotonic(), self._lines
+    def _sync(self, segment: OpenSegment) -> None:
+        segment.sync()
+        self._synced_at = files.monotonic()
         self._retained, self._failed_syncs, self._told = [], 0, {}
 
-    def _sync_or_write_again(self) -> None:
+    def _sync_or_write_again(self, segment: OpenSegment) -> None:
         try:
-            self._sync()
+            self._sync(segment)
         except OSError as error:
             self._synced_at = files.monotonic()
-            if error.errno in _NO_DESCRIPTOR and self._kept_bytes() <= MAX_RETAINED:
+            if error.errno in NO_DESCRIPTOR and self._kept_bytes() <= MAX_RETAINED:
                 return  # a folder needs one to be synced; no page was lost
             self._note_failed_sync()
             if self._failed_syncs > MOST_FAILED_SYNCS:
                 return
-            self._seal_unsynced()
+            self._seal_unsynced(segment)
             with contextlib.suppress(OSError):
                 self._open()  # otherwise the next append does
 
@@ -312,57 +272,31 @@ class SegmentWriter:
         if self._failed_syncs > MOST_FAILED_SYNCS:
             self._retained = []
 
-    def _seal(self) -> None:
+    def _seal(self, segment: OpenSegment) -> None:
         # A failed write may have reached the disk all the same. The next header says how many lines
         # of this segment count, so that what is written again is not counted twice.
-        assert self.name is not None
-        name, lines, folder = self.name, self._lines, self._folder
+        lines = segment.lines
         try:
             if lines > 1:
-                self._sync()
+                self._sync(segment)
         except OSError:
             self._note_failed_sync()
             if self._retained:
-                self._seal_unsynced()
+                self._seal_unsynced(segment)
                 return
         with contextlib.suppress(OSError):
             self._release()
-        if lines > 1 or not _discard(folder):
-            self._voids = {**self._voids, name.nonce: lines}
+        if lines > 1 or not discard(segment.folder):
+            self._voids = {**self._voids, segment.name.nonce: lines}
 
-    def _seal_unsynced(self) -> None:
+    def _seal_unsynced(self, segment: OpenSegment) -> None:
         # The pages may be dropped at any time: only what the last good sync covered still counts
         # when the rest is written again.
-        assert self.name is not None
-        self._at_risk = {**self._at_risk, self.name.nonce: self._durable}
+        self._at_risk = {**self._at_risk, segment.name.nonce: segment.durable}
         with contextlib.suppress(OSError):
             self._release()
 
     def _release(self) -> None:
-        if self.name is None:
-            return
-        self.name = None
-        try:
-            self._arrays.close()
-        finally:
-            try:
-                self._dense.close()
-            finally:
-                files.close(self._log)
-
-
-def _sync_names(folder: str) -> None:
-    with contextlib.suppress(FileNotFoundError):  # moved away; its files are written on
-        files.sync_folder(folder)
-
-
-def _discard(folder: str) -> bool:
-    """Remove a segment that holds nothing acknowledged; whether it is gone."""
-    try:
-        for name in files.list_names(folder):
-            if name == LOG or ARRAY_FILE.fullmatch(name) or DENSE_FILE.fullmatch(name):
-                files.remove_file(os.path.join(folder, name))
-        files.remove_folder(folder)
-    except OSError:
-        return False
-    return True
+        segment, self._segment = self._segment, None
+        if segment is not None:
+            segment.close()
