@@ -68,7 +68,7 @@ class Fuzzed:
 def fuzz(
     folder: Path, *options: str, program: Sequence[str] = ("-m", "tests.store.fuzzing")
 ) -> Fuzzed:
-    """Fuzz in a process of its own, beginning with the kept cases.
+    """Fuzz in a process of its own.
 
     Args:
         folder: An empty folder for what is found.
@@ -97,8 +97,12 @@ def fuzz(
     return Fuzzed(int(ended[1]), int(coverage), int(corpus), found, done.stdout)
 
 
-def main() -> None:
-    """Fuzz until libFuzzer's options say to end; does not return."""
+def main(seeds: Path = CORPUS) -> None:
+    """Fuzz until libFuzzer's options say to end; does not return.
+
+    Args:
+        seeds: Folder of cases to begin with, which a reader withstands.
+    """
     import atheris
 
     # in here, so that what is imported first is what is instrumented
@@ -141,7 +145,8 @@ def main() -> None:
 
     # what Python and moetrace import late is imported now, before an import counts as a fault
     "\0".encode("unicode_escape")
-    for path in CORPUS.glob("*.json"):
+    for path in seeds.glob("*.json"):
+        root.mkdir()
         write_tree(unpacked(path.read_bytes()), root)
         read_all(root)
         show_all(root)
@@ -152,7 +157,7 @@ def main() -> None:
         *("-rss_limit_mb=0", "-print_final_stats=1"),
     )
     atheris.Setup(
-        [f"{sys.executable} -m tests.store.fuzzing", *known, *sys.argv[1:], str(CORPUS)],
+        [f"{sys.executable} -m tests.store.fuzzing", *known, *sys.argv[1:], str(seeds)],
         read,
         custom_mutator=mutate,
         custom_crossover=cross,
