@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import pty
 import re
@@ -18,6 +19,7 @@ from moetrace.cli import main
 from moetrace.run import open_run
 from moetrace.show import show_facts, show_table
 from tests.report.made import manifest, recorded, stats, window
+from tests.store import windows
 
 EVEN, UNEVEN = [25, 25, 25, 25], [85, 5, 10, 0]
 LAYERS = ("model.layers.0.mlp", "model.layers.1.mlp")
@@ -225,6 +227,16 @@ health (train): not told
 health (eval): not told
 fault: none
 """)
+
+    def test_json_spells_a_number_that_json_lacks(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """I14: NaN in health or infinity in the header cost no document: as in the run folder."""
+        windows.write(tmp_path, [windows.window(health={"drift": math.nan})], every=math.inf)
+        assert main(["inspect", str(tmp_path), "--json"]) == 0
+        record = json.loads(capsys.readouterr().out)
+        assert record["health"]["train"] == {"drift": {"$float": "nan"}}
+        assert record["every"] == {"$float": "inf"}
 
     def test_json_holds_it_all(self, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """The document has the summary of the run, its sites, versions and health."""

@@ -5,9 +5,10 @@ hold, 2 wrong use, said in one line on standard error.
 """
 
 import argparse
+import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 # Nothing else is imported here: each command imports what it needs, so that --help costs nothing.
@@ -424,4 +425,18 @@ def _sync(options: argparse.Namespace) -> int:
 def _print_json(record: dict[str, Any]) -> None:
     import json
 
-    print(json.dumps(record, indent=2, allow_nan=False, default=str))
+    print(json.dumps(_finite(record), indent=2, allow_nan=False, default=str))
+
+
+def _finite(value: Any) -> Any:
+    """What JSON has no number for as the run folder spells it: ``{"$float": "nan"}``.
+
+    Health, events and the manifest hold what anybody has put there.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"$float": str(value)}
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
