@@ -211,7 +211,7 @@ static void choose(const struct forward *f, struct sums *sums) {
     if (f->real && !f->real[t]) continue;
     sums->tokens++;
     for (int64_t i = t * K; i < (t + 1) * K; i++) {
-      const int64_t expert = (uint64_t)f->ids[i] < (uint64_t)E ? f->ids[i] : E;
+      const int64_t id = f->ids[i], expert = (uint64_t)id < (uint64_t)E ? id : E;
       sums->counts[expert]++;
       if (f->weights) {
         const float w = f->weights[i];
