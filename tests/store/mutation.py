@@ -1,18 +1,16 @@
-"""Faults for run folders that get past their checksums, as an attacker's would.
+"""Faults for run folders: what the fuzzer does to a case.
 
 A fault may be anywhere: in a file, a line, a value of a record, a number of an array, the order of
-lines, the names of files. Afterwards most cases are sealed again, line by line and row by row, so
-that what is behind the checksums is reached.
+lines, the names of files. Most cases are sealed afterwards.
 """
 
-import json
 import random
-import zlib
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
 from tests.store.cases import Case
+from tests.store.sealing import TAIL, line_of, logs_of, record_of, sealed, with_sum
 
 Change = Callable[[bytes], bytes]
 """Changes bytes at random; the fuzzer's, which has seen what they are compared with."""
@@ -31,8 +29,6 @@ NAMES = (
     *("segments/00001-00000-00000000/log.jsonl", "segments/00000-00001-00000000/log.jsonl"),
     *("segments/00000-00000-00000000.new/log.jsonl", "segments/log.jsonl/x", "segments"),
 )
-_TAIL = len(b',"crc32":"00000000"}\n')
-_HEAD = b'{"record":"'
 
 
 def mutated(case: Case, chance: random.Random, change: Change) -> Case:
@@ -47,7 +43,7 @@ def mutated(case: Case, chance: random.Random, change: Change) -> Case:
 def crossed(case: Case, other: Case, chance: random.Random) -> Case:
     """The case with a line or some files of another one."""
     case = dict(case)
-    mine, theirs = _logs(case), _logs(other)
+    mine, theirs = logs_of(case), logs_of(other)
     if mine and theirs and chance.random() < 0.5:
         name = chance.choice(mine)
         lines = case[name].splitlines(keepends=True)
@@ -59,78 +55,6 @@ def crossed(case: Case, other: Case, chance: random.Random) -> Case:
             if chance.random() < 0.4:
                 case[name] = other[name]
     return sealed(case)
-
-
-def sealed(case: Case) -> Case:
-    """The case with checksums that fit, of lines and of the rows that they name."""
-    case = dict(case)
-    for name in _logs(case):
-        folder = name.removesuffix("log.jsonl")
-        lines = case[name].splitlines(keepends=True)
-        case[name] = b"".join(_sealed(line, case, folder) for line in lines)
-    return case
-
-
-def _sealed(line: bytes, case: Case, folder: str) -> bytes:
-    if not line.endswith(b"}\n") or len(line) < _TAIL:
-        return line  # torn, or no line at all
-    body = line[:-_TAIL]
-    try:
-        record = json.loads(body + b"}")
-        if _with_sums_of_rows(record, case, folder):
-            body = json.dumps(record, separators=(",", ":")).encode()[:-1]
-    except (ValueError, RecursionError):
-        pass  # it stays as it is, under a checksum that fits
-    return body + b',"crc32":"%08x"}\n' % zlib.crc32(body)
-
-
-def _with_sums_of_rows(record: Any, case: Case, folder: str) -> bool:
-    """Put the right checksums of array rows into a record; whether one was another."""
-    changed = False
-    for group in _objects(record, "arrays"):
-        try:
-            data, start, rows = case[folder + group["file"]], group["data"], group["shape"][0]
-            entries = group["shape"][1] * group["shape"][2]
-            sums = []
-            for kind in group["dtypes"]:
-                size = entries * (4 if kind == "I32" else 8)
-                sums.append(_sum(data, start + group["row"] * size, size))
-                start += rows * size
-            changed |= _put(group, "header_crc32", _sum(data, 0, group["data"]))
-            changed |= _put(group, "crc32", sums)
-        except (KeyError, TypeError, IndexError):
-            continue
-    for table in _objects(record, "dense"):
-        try:
-            data, start = case[folder + table["file"]], table["data"]
-            width = 4 if table["dtype"] == "I32" else 8
-            sums = []
-            for size in (table["experts"] * width, table["experts"] * 8)[: len(table["crc32"])]:
-                sums.append(_sum(data, start, size))
-                start += size
-            changed |= _put(table, "crc32", sums)
-        except (KeyError, TypeError, IndexError):
-            continue
-    return changed
-
-
-def _objects(record: Any, name: str) -> list[dict[str, Any]]:
-    found = record.get(name) if isinstance(record, dict) else None
-    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
-
-
-def _sum(data: bytes, start: int, size: int) -> int:
-    return zlib.crc32(data[max(0, start) : max(0, start + size)])
-
-
-def _put(item: dict[str, Any], name: str, value: Any) -> bool:
-    other = item.get(name) != value
-    item[name] = value
-    return other
-
-
-def _logs(case: Case) -> list[str]:
-    return [name for name in sorted(case) if name.endswith("/log.jsonl")]
 
 
 def _change_file(case: Case, chance: random.Random, change: Change) -> None:
@@ -154,7 +78,7 @@ def _copy_file(case: Case, chance: random.Random, _: Change) -> None:
 
 def _copy_segment(case: Case, chance: random.Random, _: Change) -> None:
     """The same segment once more, as another attempt, rank or nonce."""
-    logs = _logs(case)
+    logs = logs_of(case)
     if not logs:
         return
     folder = chance.choice(logs).removesuffix("log.jsonl")
@@ -171,8 +95,7 @@ def _copy_segment(case: Case, chance: random.Random, _: Change) -> None:
 def _change_line(case: Case, chance: random.Random, change: Change) -> None:
     def changed(lines: list[bytes]) -> None:
         number = chance.randrange(len(lines))
-        body = change(lines[number][:-_TAIL])
-        lines[number] = body + b',"crc32":"%08x"}\n' % zlib.crc32(body)
+        lines[number] = with_sum(change(lines[number][:-TAIL]))
 
     _with_lines(case, chance, changed)
 
@@ -193,7 +116,7 @@ def _repeat_line(case: Case, chance: random.Random, _: Change) -> None:
 
 
 def _number(case: Case) -> None:
-    for name in _logs(case):
+    for name in logs_of(case):
         count = iter(range(1 << 20))
 
         def numbered(record: dict[str, Any], count: Any = count) -> None:
@@ -205,10 +128,10 @@ def _number(case: Case) -> None:
 def _each_record(log: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
     lines = log.splitlines(keepends=True)
     for number, line in enumerate(lines):
-        record = _record(line)
+        record = record_of(line)
         if record is not None:
             change(record)
-            lines[number] = _line(record)
+            lines[number] = line_of(record)
     return b"".join(lines)
 
 
@@ -217,11 +140,11 @@ def _replace_value(case: Case, chance: random.Random, change: Change) -> None:
 
     def replaced(lines: list[bytes]) -> None:
         number = chance.randrange(len(lines))
-        record = _record(lines[number])
-        other = _record(chance.choice(lines))
+        record = record_of(lines[number])
+        other = record_of(chance.choice(lines))
         if record is not None:
             _replace_in(record, other or record, chance, change)
-            lines[number] = _line(record)
+            lines[number] = line_of(record)
 
     _with_lines(case, chance, replaced)
 
@@ -275,7 +198,7 @@ def _alike(value: Any, chance: random.Random, change: Change) -> Any:
 
 
 def _with_lines(case: Case, chance: random.Random, change: Callable[[list[bytes]], None]) -> None:
-    if logs := _logs(case):
+    if logs := logs_of(case):
         name = chance.choice(logs)
         if lines := case[name].splitlines(keepends=True):
             change(lines)
@@ -298,22 +221,6 @@ def _set_numbers(case: Case, chance: random.Random, change: Change) -> None:
         number = chance.choice((0, 1, -1, 2, 2**31 - 1, -(2**31), 2**62, 2**63 - 1, -(2**63)))
         data[at : at + width] = (number % 2 ** (8 * width)).to_bytes(width, "little")
     case[name] = bytes(data)
-
-
-def _record(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(record, dict):
-        return None
-    record.pop("crc32", None)
-    return record or None
-
-
-def _line(record: dict[str, Any]) -> bytes:
-    body = json.dumps(record, separators=(",", ":")).encode()[:-1]
-    return body + b',"crc32":"%08x"}\n' % zlib.crc32(body)
 
 
 _FAULTS: tuple[Callable[[Case, random.Random, Change], None], ...] = (

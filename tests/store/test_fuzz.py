@@ -10,8 +10,8 @@ import pytest
 from moetrace.run import open_run
 from tests.store.cases import kept, read_tree, unpacked, write_tree
 from tests.store.fuzzing import HAS_ATHERIS, REPOSITORY, fuzz
-from tests.store.mutation import sealed
 from tests.store.reading import read_all, show_all
+from tests.store.sealing import sealed
 from tests.store.windows import arrays_of, window, write
 
 KEPT = kept()
