@@ -149,6 +149,13 @@ class TestShared:
 
 
 class TestAdding:
+    def test_sums_stop_short_of_an_overflow(self):
+        """I13: what two ranks add up to stops at 2**62 - 1 per expert, as of routers."""
+        one = index_stats_of("ffn", np.full(4, 2**62, np.int64), score_sum=np.full(4, 2**62))
+        both = one.beside(one)
+        assert both.tokens_per_expert.tolist() == [2**62 - 1] * 4
+        assert both.unevenness == both.unevenness_score == 0.0
+
     @given(draws, draws)
     def test_counts_add_to_what_one_process_would_have(self, one, two):
         """S2-14: two ranks whose counts are there are the record of their sum, in every field."""

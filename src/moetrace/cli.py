@@ -264,7 +264,11 @@ def _show(options: argparse.Namespace) -> int:
     if options.phase not in run.phases:
         known = ", ".join(run.phases) or "none yet: the first window is written when it closes"
         raise ValueError(f"found no phase {options.phase!r}; this run has {known}")
-    snapshot = window_at(run.snapshots(phase=options.phase), options.step)
+    snapshots = run.snapshots(phase=options.phase)
+    if not snapshots:
+        fault = run.faults[-1] if run.faults else "the run has changed since it was opened"
+        raise ValueError(f"found no window of phase {options.phase!r} that can be read: {fault}")
+    snapshot = window_at(snapshots, options.step)
     if options.json:
         _print_json(window_record(run, snapshot))
     else:

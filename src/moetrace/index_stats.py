@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.index_layout import INDEX_SCALARS, SCORE_BITS, SCORE_SQ_BITS
+from moetrace.layout import SATURATED
 from moetrace.metrics import (
     INDEX_METRICS,
     counts_of_counts,
@@ -267,7 +268,7 @@ def index_stats_of(
     # A million counts have some hundred different values: nearly all follows from how often each.
     sizes, experts = counts_of_counts(counts)
     values = sizes.astype(np.float64)
-    draws = int(sizes @ experts)
+    draws = int(sizes @ experts) if float(values @ experts) < SATURATED else SATURATED
     ranks, rank_draws = rank_curve_of(sizes, experts)
     rows, cols = sub_key_counts(counts, columns=columns) if columns else (counts[:0], counts[:0])
     least = least_hot_count(draws, num_experts=counts.size, threshold=threshold)
@@ -290,7 +291,7 @@ def index_stats_of(
         busiest=int(sizes[-1]),
         square_sum=float((values * experts) @ values),
         unevenness=_number(unevenness_of(values, experts, num_experts=counts.size)),
-        score_total=None if score_sum is None else int(score_sum.sum()),
+        score_total=None if score_sum is None else _total(score_sum),
         score_sq_total=None if score_sum is None else noted["score_sq_sum"],
         unevenness_score=None if score_sum is None else _number(unevenness(score_sum)),
         scored_calls=None if score_sum is None else noted["scored_calls"],
@@ -386,14 +387,24 @@ def _of_counts(one: IndexStats, two: IndexStats) -> IndexStats | None:
         return None
     scores = None
     if one.score_sum is not None and two.score_sum is not None:
-        scores = one.score_sum + two.score_sum
+        scores = _stopped(one.score_sum, two.score_sum)
     return index_stats_of(
         two.layer,
-        one.tokens_per_expert + two.tokens_per_expert,
+        _stopped(one.tokens_per_expert, two.tokens_per_expert),
         columns=two.columns,
         threshold=two.threshold,
         score_sum=scores,
     )
+
+
+def _stopped(one: NDArray[np.int64], two: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The sum of two columns from 0; what would leave `moetrace.layout.SATURATED` stays there."""
+    both: NDArray[np.int64] = np.minimum(one, SATURATED) + np.minimum(two, SATURATED)
+    return both.clip(max=SATURATED)
+
+
+def _total(column: NDArray[np.int64]) -> int:
+    return int(column.sum()) if float(column.sum(dtype=np.float64)) < SATURATED else SATURATED
 
 
 def _sum(one: tuple[int, ...], two: tuple[int, ...]) -> tuple[int, ...]:
