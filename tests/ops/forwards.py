@@ -12,7 +12,24 @@ from hypothesis import strategies as st
 from moetrace.layout import SCALARS, AccumulatorLayout
 from moetrace.routing import Routing
 
+LOGITS, IDS, WEIGHTS = (
+    torch.randn(6, 8),
+    torch.tensor([[0, 1], [1, 2], [7, 0]] * 2),
+    torch.rand(6, 2),
+)
+ROUTING = Routing(IDS, LOGITS, WEIGHTS)
 PLAIN = ("tokens", "calls", "masked", "dropped", "nonfinite")
+
+
+class Subclass(torch.Tensor):
+    """Stands for a DTensor."""
+
+
+def made(T, E, K, seed=0):
+    """A forward of a given size."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(T, E, generator=generator) * 3
+    return Routing(logits.topk(K).indices, logits, torch.rand(T, K, generator=generator))
 
 
 def assert_equal(ours, truth, num_experts, programs=1, entropy_error=0.0):

@@ -12,21 +12,20 @@ from moetrace.ops import host_arrays
 from moetrace.ops.host_arrays import array_delta
 from moetrace.ops.reference import log_scores, routing_delta
 from moetrace.routing import Routing
-from tests.ops.forwards import assert_equal, forwards
+from tests.ops.forwards import (
+    IDS,
+    LOGITS,
+    ROUTING,
+    WEIGHTS,
+    Subclass,
+    assert_equal,
+    forwards,
+    made,
+)
 
 SOFTMAX = SCORINGS.index("softmax")
-LOGITS, IDS, WEIGHTS = (
-    torch.randn(6, 8),
-    torch.tensor([[0, 1], [1, 2], [7, 0]] * 2),
-    torch.rand(6, 2),
-)
-ROUTING = Routing(IDS, LOGITS, WEIGHTS)
 ENTROPY_ERROR = 4e-6
 """Nats per token: a float32 logarithm of at most 16, and a sum of as much beside it."""
-
-
-class Subclass(torch.Tensor):
-    """Stands for a DTensor."""
 
 
 def host(routing, mask_T, num_experts, scoring=SOFTMAX):
@@ -34,13 +33,6 @@ def host(routing, mask_T, num_experts, scoring=SOFTMAX):
     delta = array_delta(routing, mask_T, num_experts, scoring)
     assert delta is not None
     return torch.from_numpy(delta)
-
-
-def made(T, E, K, seed=0):
-    """A forward of a given size."""
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(T, E, generator=generator) * 3
-    return Routing(logits.topk(K).indices, logits, torch.rand(T, K, generator=generator))
 
 
 def spread(routing, scoring):

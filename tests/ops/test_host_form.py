@@ -17,21 +17,20 @@ from moetrace.ops.fused import operator_form
 from moetrace.ops.host_form import add_on_host, has_host_kernel
 from moetrace.ops.reference import routing_delta
 from moetrace.routing import Routing
-from tests.ops.forwards import assert_equal, forwards
+from tests.ops.forwards import (
+    IDS,
+    LOGITS,
+    ROUTING,
+    WEIGHTS,
+    Subclass,
+    assert_equal,
+    forwards,
+    made,
+)
 
 SOFTMAX = SCORINGS.index("softmax")
-LOGITS, IDS, WEIGHTS = (
-    torch.randn(6, 8),
-    torch.tensor([[0, 1], [1, 2], [7, 0]] * 2),
-    torch.rand(6, 2),
-)
-ROUTING = Routing(IDS, LOGITS, WEIGHTS)
 
 pytestmark = pytest.mark.skipif(not has_host_kernel(), reason="built without a C compiler")
-
-
-class Subclass(torch.Tensor):
-    """Stands for a DTensor."""
 
 
 def empty(num_experts):
@@ -52,13 +51,6 @@ def by_kernel(routing, mask_T, num_experts, scoring=SOFTMAX):
         assert not sums.any()
         return None
     return sums[row]
-
-
-def made(T, E, K, seed=0):
-    """A forward of a given size."""
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(T, E, generator=generator) * 3
-    return Routing(logits.topk(K).indices, logits, torch.rand(T, K, generator=generator))
 
 
 class TestEqualsTheComposition:
