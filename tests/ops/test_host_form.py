@@ -190,6 +190,16 @@ class TestLeavesToOthers:
         """A mask of another size or type is not guessed at."""
         assert by_kernel(ROUTING, mask, 8) is None
 
+    @pytest.mark.parametrize("part", range(3))
+    def test_a_part_whose_memory_was_freed(self, part):
+        """It is refused with its shape: read, it would end the process, or pass for no scores."""
+        parts = [LOGITS.clone(), IDS.clone(), WEIGHTS.clone()]
+        parts[part].untyped_storage().resize_(0)
+        logits, ids, weights = parts
+        shape = r"shape \(6, 8\)" if part == 0 else r"shape \(6, 2\)"
+        with pytest.raises(ValueError, match=shape):
+            by_kernel(Routing(ids, logits, weights), None, 8)
+
     def test_where_there_is_no_kernel(self, monkeypatch):
         """Without a compiled kernel numpy counts the same, and what counts can be asked for."""
         truth, sums = by_kernel(ROUTING, None, 8), empty(8)

@@ -63,6 +63,7 @@ def add_on_host(
 
     Raises:
         MemoryError: There is none for three rows of scores.
+        ValueError: The memory of a part was freed, as where somebody offloads activations.
 
     Cost: one pass over logits of float32 or bfloat16, 80 ns a token of 64 experts
     (``benchmarks/counted_cost.py``).
@@ -118,7 +119,7 @@ def _add_by_kernel(
             return False
         if weights.numel() != assignments:
             return False
-        weights = _float32(weights).contiguous()
+        weights = weights.float().contiguous()
     if mask_T is not None:
         if not _is_plain(mask_T) or mask_T.dtype is not torch.bool or mask_T.numel() != T:
             return False
@@ -129,7 +130,7 @@ def _add_by_kernel(
             num_experts,
             T,
             K,
-            ids.data_ptr(),
+            _address(ids),
             _address(logits),
             kind,
             row_bytes,
@@ -150,9 +151,10 @@ def _is_plain(tensor: Tensor | None) -> TypeGuard[Tensor]:
     )
 
 
-def _float32(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype is torch.float32 else tensor.float()
-
-
 def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+    if tensor is None:
+        return 0
+    address = tensor.data_ptr()
+    if not address and tensor.numel():
+        raise ValueError(f"found a tensor of shape {tuple(tensor.shape)} whose memory was freed")
+    return address
